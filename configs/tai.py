@@ -1,0 +1,69 @@
+"""TaI-Adapter: train on texts, score images (arXiv 2312.04160, table 2, zero-shot rows).
+
+    mlclip train --config=tai:embeddings --workdir=runs/tai \\
+        --config.texts.class_embeddings=class_texts.npz --config.evaluation.embeddings=photographs.npz
+
+    mlclip train --config=tai:templates --workdir=runs/tai \\
+        --config.backbone=openai/clip-vit-base-patch32 --config.texts.labels=labels.txt \\
+        --config.evaluation.images=photographs --config.evaluation.labels=photographs.csv
+
+Variants:
+  embeddings  texts are mixtures of class-text embeddings; no backbone is loaded.
+  templates   texts are sentences that name 1 to 3 labels, encoded by the backbone.
+
+The paper trains on 10,000 texts for 60 epochs (9,375 steps of 64) at a peak rate of 1e-4, radius 25. Here the
+peak rate is 1e-3 over 3,000 steps. The radius is 12: about the distance between an image's embedding and that
+of the class text nearest to it, which needs no label to measure.
+Measured figures: README, "What it scores".
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from mlclip_jax.errors import InputError
+
+
+def get_config(variant="embeddings"):
+    """The recipe; `variant` is "embeddings" or "templates"."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.texts = ConfigDict()
+    config.texts.number = 10_000
+    config.texts.max_labels = 3  # a text names 1 to this many labels
+    if variant == "embeddings":
+        config.texts.class_embeddings = placeholder(str)  # .npz or .npy, a row per class
+    elif variant == "templates":
+        config.backbone = placeholder(str)  # folder or hub name
+        config.texts.labels = placeholder(str)  # text file, a label per line
+    else:
+        raise InputError(f"recipe tai has no variant {variant!r}; it has embeddings and templates")
+
+    # Images to score; left empty, the run only trains.
+    config.evaluation = ConfigDict()
+    config.evaluation.embeddings = placeholder(str)  # .npz or .npy, a row per image
+    if variant == "templates":
+        config.evaluation.images = placeholder(str)  # or a folder of images
+    config.evaluation.labels = placeholder(str)  # .csv, unless the .npz holds labels
+
+    config.perturbation = ConfigDict()
+    config.perturbation.radius = 12.0  # in units of the un-normalised embedding
+    config.perturbation.sampling = "surface"
+
+    config.adapter = ConfigDict()
+    config.adapter.hidden = 512
+    config.adapter.depth = 3
+    config.adapter.dropout = 0.1
+
+    config.optimizer = ConfigDict()  # AdamW under a 1-cycle schedule
+    config.optimizer.learning_rate = 1e-3  # the peak
+    config.optimizer.weight_decay = 0.01
+
+    config.train = ConfigDict()
+    config.train.steps = 3_000
+    config.train.batch_size = 64  # over all devices
+    config.train.parallel = "shard_map"  # or "pmap"
+    config.train.log_every = 100  # steps
+    config.train.evaluate_every = 0  # steps; 0: only at the end
+    config.train.checkpoint_every = 1_000  # steps
+    return config

@@ -1,0 +1,1 @@
+"""Trainable adapters: embeddings to logits, one method a file."""

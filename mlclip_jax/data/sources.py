@@ -1,0 +1,208 @@
+"""Where examples come from: embeddings computed anywhere, folders of images, and CSV files of labels."""
+
+import csv
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mlclip_jax.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+# What other programs call the arrays of an .npz, in order of preference.
+ARRAY_NAMES = {
+    "vectors": ("embeddings", "image_embeddings", "text_embeddings", "features"),
+    "names": ("names", "filenames"),
+    "labels": ("labels", "targets"),
+    "label_names": ("label_names", "class_names"),
+}
+
+
+class Embeddings(NamedTuple):
+    """Embeddings of N examples and what is known of them.
+
+    Attributes:
+      vectors: float32 `(N, D)`, finite, un-normalised.
+      names: N names (file names, texts, or classes), or None.
+      labels: int8 `(N, K)` in {1, 0, -1}, or None.
+      label_names: K names, or None.
+      origin: what made them, or None: the fingerprint of a backbone (see `weights.fingerprint`), with the
+        `image_size` of images or the `template` of texts.
+    """
+
+    vectors: np.ndarray
+    names: tuple | None = None
+    labels: np.ndarray | None = None
+    label_names: tuple | None = None
+    origin: dict | None = None
+
+
+def read_embeddings(path):
+    """Reads a `.npy` of shape (N, D), or an `.npz` whose arrays are named as in `ARRAY_NAMES`.
+
+    An .npz with a single two-dimensional float array needs no particular name for it.
+
+    Raises:
+      InputError: the file is missing or damaged, holds no embeddings, holds NaN or infinity, or its
+        arrays' shapes do not fit one another.
+    """
+    arrays = _read_arrays(path)
+    origin = arrays.pop("origin", None)
+    vectors = _named(arrays, "vectors")
+    if vectors is None:
+        matrices = [a for a in arrays.values() if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)]
+        vectors = matrices[0] if len(matrices) == 1 else None
+    if vectors is None or vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        found = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
+        raise InputError(f"{path} holds no float array (N, D) named {_accepted('vectors')}; it holds {found}")
+    if not len(vectors):
+        raise InputError(f"{path} holds no embeddings: its array has shape {vectors.shape}")
+    vectors = vectors.astype(np.float32)
+    bad_rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad_rows):
+        raise InputError(
+            f"{path}: {len(bad_rows)} of {len(vectors)} embeddings hold NaN or infinity, the first in row "
+            f"{bad_rows[0]}; remove those rows or compute them again"
+        )
+    names, labels, label_names = (_named(arrays, what) for what in ("names", "labels", "label_names"))
+    if names is not None and len(names) != len(vectors):
+        raise InputError(f"{path}: {len(names)} names for {len(vectors)} embeddings")
+    if labels is not None:
+        labels = _checked_labels(path, labels, len(vectors), label_names)
+    return Embeddings(
+        vectors,
+        names=None if names is None else tuple(map(str, names)),
+        labels=labels,
+        label_names=None if label_names is None else tuple(map(str, label_names)),
+        origin=None if origin is None else json.loads(str(origin)),
+    )
+
+
+def list_images(folder):
+    """The image files below a folder, sorted by path, and the files there that are not images.
+
+    Raises:
+      InputError: there is no such folder, or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"no such folder of images: {folder}")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise InputError(f"no image in {folder}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return images, [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
+
+
+def read_image(path):
+    """Decodes a file to an RGB `PIL.Image`, turned upright by its EXIF orientation.
+
+    Raises:
+      InputError: the file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).replace(str(path), "the file").replace(repr(str(path)), "the file")
+        raise InputError(f"cannot read image {path}: {reason}; repair or remove it") from error
+
+
+def read_labels(path, names, label_names):
+    """Labels from a CSV with the columns `filename` and `labels` (names joined by `|`, or none).
+
+    Args:
+      path: the CSV file; rows of files that are not in `names` are left out.
+      names: the N examples' file names, as the CSV has them.
+      label_names: the K labels to read into columns.
+
+    Returns:
+      int8 `(N, K)` of 1 and 0.
+
+    Raises:
+      InputError: the file is no such CSV, lacks a row for one of the examples, has two different rows for
+        one, or holds a label that is not in `label_names`.
+    """
+    rows = _read_label_rows(path)
+    missing = [name for name in names if name not in rows]
+    if missing:
+        raise InputError(
+            f"{path} has no row for {len(missing)} of {len(names)} images, the first {missing[0]}"
+        )
+    column = {label: k for k, label in enumerate(label_names)}
+    labels = np.zeros((len(names), len(label_names)), np.int8)
+    for row, name in zip(labels, names):
+        for label in rows[name]:
+            if label not in column:
+                raise InputError(f"{path}: label {label!r} of {name} is not one of the {len(column)} labels")
+            row[column[label]] = 1
+    return labels
+
+
+def read_lines(path):
+    """The non-empty lines of a UTF-8 text file, stripped.
+
+    Raises:
+      InputError: the file cannot be read, or holds no line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        raise InputError(f"{path} holds no line of text")
+    return lines
+
+
+def _read_arrays(path):
+    try:
+        loaded = np.load(path, allow_pickle=False)  # a pickle could run code
+        if isinstance(loaded, np.ndarray):
+            return {ARRAY_NAMES["vectors"][0]: loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError:
+        raise InputError(f"no such file of embeddings: {path}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"cannot read {path} as .npy or .npz: {error}") from error
+
+
+def _named(arrays, what):
+    return next((arrays[name] for name in ARRAY_NAMES[what] if name in arrays), None)
+
+
+def _accepted(what):
+    return " or ".join(ARRAY_NAMES[what])
+
+
+def _checked_labels(path, labels, num_examples, label_names):
+    if labels.ndim != 2 or len(labels) != num_examples:
+        raise InputError(f"{path}: labels have shape {labels.shape}, expected ({num_examples}, K)")
+    if label_names is not None and len(label_names) != labels.shape[1]:
+        raise InputError(f"{path}: {len(label_names)} label names for {labels.shape[1]} columns of labels")
+    if not np.isin(labels, (1, 0, -1)).all():
+        raise InputError(
+            f"{path}: labels must be 1 present, 0 absent or -1 unknown; got {np.unique(labels)[:5]}"
+        )
+    return labels.astype(np.int8)
+
+
+def _read_label_rows(path):
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            if not {"filename", "labels"} <= set(reader.fieldnames or ()):
+                raise InputError(f"{path} needs the columns filename and labels; it has {reader.fieldnames}")
+            rows = {}
+            for row in reader:
+                labels = {label.strip() for label in (row["labels"] or "").split("|") if label.strip()}
+                if rows.setdefault(row["filename"], labels) != labels:
+                    raise InputError(f"{path} has two different rows for {row['filename']}")
+            return rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,299 @@
+"""Scores trained adapters against plain cosine: `mlclip evaluate --workdir=RUN[,RUN...]`."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mlclip_jax.adapters.tai import TaIAdapter
+from mlclip_jax.checkpoints import Checkpoints, abstract, describe
+from mlclip_jax.data.sources import read_embeddings, read_labels
+from mlclip_jax.errors import InputError
+from mlclip_jax.features import embed_images
+from mlclip_jax.files import replacing
+from mlclip_jax.metrics import PROTOCOL, bootstrap_mean_average_precision, mean_average_precision
+from mlclip_jax.modules import split_module
+from mlclip_jax.parallel import make_mesh, replicated
+from mlclip_jax.progress import progress_bar
+from mlclip_jax.recipes import flat_config, parse_flags
+from mlclip_jax.zero_shot import cosine_scores, standardise
+
+# What is ranked, given an adapter's scores and plain cosine, both (N, K): the scores as they come;
+# standardised over the classes of each image; or that, averaged with cosine treated the same.
+SCORINGS = {
+    "raw": lambda scores, _: scores,
+    "standardised": lambda scores, _: standardise(scores),
+    "fused": lambda scores, cosine: (standardise(scores) + standardise(cosine)) / 2,
+}
+
+_mean_average_precision = jax.jit(mean_average_precision)
+_bootstrap = jax.jit(bootstrap_mean_average_precision, static_argnums=3)
+
+
+def main(argv):
+    """`mlclip evaluate --workdir=RUN[,RUN...] [--embeddings=FILE | --images=FOLDER] [--labels=FILE]`"""
+    values = parse_flags(argv, _define_flags)
+    source = {name: values[name].value for name in ("embeddings", "images", "labels")}
+    print_comparison(compare(values.workdir, source if any(source.values()) else None, values.bootstrap))
+
+
+def compare(workdirs, source=None, num_samples=1000):
+    """Scores runs on the same images, and compares them with plain cosine and with one another.
+
+    Runs whose configs differ in nothing but the seed are one method. Each run's own figures are also
+    written to `evaluation.json` in its folder.
+
+    Args:
+      workdirs: folders of runs, trained on the same class texts.
+      source: `embeddings` or `images`, and `labels`, as in a recipe's `evaluation`; the first run's if None.
+      num_samples: resamples of the paired bootstrap.
+
+    Returns:
+      A dict of `protocol`, what the figures mean, and `rows`: for each method and scoring its number of
+      `seeds`, mean `mAP` and `spread` over seeds in percent, and the differences `over_cosine` and
+      `over_first` (method among the runs) as [difference, lower, upper] bounds of the 95% interval.
+
+    Raises:
+      InputError: a folder holds no trained run, the runs do not belong together, or the images do not fit.
+    """
+    runs = [read_run(workdir) for workdir in workdirs]
+    config, class_texts = runs[0]["config"], runs[0]["class_texts"]
+    for run in runs:
+        if run["class_texts"].origin["sha256"] != class_texts.origin["sha256"]:
+            raise InputError(
+                f"{runs[0]['workdir']} and {run['workdir']} were trained on different class texts"
+            )
+    images = read_images(source or config.evaluation, class_texts, lambda: _load_backbone(config))
+
+    cosine = np.asarray(cosine_scores(images.vectors, class_texts.vectors))
+    protocol = _protocol(images, class_texts, num_samples)
+    methods = {"cosine zero-shot": [cosine]}
+    for run in runs:
+        scores = np.asarray(adapter_scores(run["graph"], run["parameters"], images.vectors))
+        methods.setdefault(_method_name(run, runs), []).append(scores)
+        _write_evaluation(run, scores, cosine, images.labels, protocol)
+    return {"protocol": protocol, "rows": _rows(methods, images.labels, num_samples)}
+
+
+def print_comparison(comparison):
+    """Prints `compare`'s result: the protocol in lines, the rows as a Markdown table."""
+    for name, value in comparison["protocol"].items():
+        print(f"{name:<12}{value}")
+    several = any(row["over_first"] for row in comparison["rows"])
+    header = ["method", "scores", "seeds", "mAP", "over cosine"] + ["over first"] * several
+    print(f"\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+    for row in comparison["rows"]:
+        spread = "" if row["spread"] is None else f" ± {row['spread']:.1f}"
+        cells = [row["method"], row["scoring"], str(row["seeds"]), f"{row['mAP']:.1f}{spread}"]
+        cells += [_interval(row["over_cosine"])] + [_interval(row["over_first"])] * several
+        print(f"| {' | '.join(cells)} |")
+
+
+def read_run(workdir):
+    """A trained run: its `workdir`, `config`, `class_texts`, adapter `graph`, `parameters` and `step`.
+
+    Raises:
+      InputError: the folder holds no run, or one without a checkpoint.
+    """
+    workdir = Path(workdir)
+    try:
+        config = ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{workdir} holds no run: cannot read its config.json; train there first") from error
+    if not (workdir / "class_texts.npz").is_file():
+        raise InputError(f"{workdir} holds a run without a checkpoint; train it first")
+    class_texts = read_embeddings(workdir / "class_texts.npz")
+    num_labels, width = class_texts.vectors.shape
+    graph, parameters = split_module(TaIAdapter(width, num_labels, **config.adapter, rngs=nnx.Rngs(0)))
+    with Checkpoints(workdir / "checkpoints", class_texts.origin) as checkpoints:
+        wanted = {"parameters": abstract(parameters, replicated(make_mesh()))}
+        parameters = checkpoints.restore(wanted)["parameters"]
+        step = checkpoints.latest_step
+    return {
+        "workdir": workdir,
+        "config": config,
+        "class_texts": class_texts,
+        "graph": graph,
+        "parameters": parameters,
+        "step": step,
+    }
+
+
+def read_images(source, class_texts, load_backbone):
+    """The images to score, as `Embeddings` whose labels have the columns of `class_texts`.
+
+    Args:
+      source: a mapping with `embeddings` (a file) or `images` (a folder), and `labels` (a CSV, where the
+        embeddings' file holds none).
+      class_texts: `Embeddings` of the classes.
+      load_backbone: called without arguments where a folder has to be embedded.
+
+    Raises:
+      InputError: these embeddings were made by another backbone, or have another width; or the images have
+        no labels, or labels of other classes.
+    """
+    split = source.get("embeddings") or source.get("images")
+    if not split:
+        raise InputError("no images to score: give embeddings=FILE or images=FOLDER")
+    images = read_embeddings(split) if source.get("embeddings") else embed_images(load_backbone(), split)
+    width, expected_width = images.vectors.shape[1], class_texts.vectors.shape[1]
+    if width != expected_width:
+        raise InputError(
+            f"{split}: embeddings are {width} wide, the class texts {expected_width}; "
+            "both must come from one backbone"
+        )
+    backbones = [_backbone_of(embeddings.origin) for embeddings in (images, class_texts)]
+    if all(backbones) and backbones[0]["sha256"] != backbones[1]["sha256"]:
+        raise InputError(
+            f"{split} was made by {describe(backbones[0])}, the class texts by {describe(backbones[1])}; "
+            "both must come from one backbone"
+        )
+    labels = _aligned_labels(source.get("labels"), split, images, class_texts.names)
+    origin = (images.origin or {}) | {"split": str(split)}
+    return images._replace(labels=labels, label_names=class_texts.names, origin=origin)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def adapter_scores(graph, parameters, vectors):
+    """Logits (N, K) of an adapter for embeddings (N, D)."""
+    return nnx.merge(graph, parameters)(vectors)
+
+
+def _aligned_labels(path, split, images, label_names):
+    if path:
+        if images.names is None:
+            raise InputError(f"{split} does not name its images, so {path} cannot be matched with them")
+        return read_labels(path, images.names, label_names)
+    if images.labels is None:
+        raise InputError(f"{split} holds no labels: give a CSV of them, labels=FILE")
+    if images.label_names is None:
+        if images.labels.shape[1] != len(label_names):
+            raise InputError(
+                f"{split} has {images.labels.shape[1]} columns of labels for {len(label_names)} classes, "
+                "and no label_names to match them by"
+            )
+        return images.labels
+    missing = sorted(set(label_names) ^ set(images.label_names))
+    if missing:
+        raise InputError(
+            f"{split} and the class texts name different classes: {len(missing)} are in only one of them, "
+            f"such as {missing[0]!r}"
+        )
+    return images.labels[:, [images.label_names.index(name) for name in label_names]]
+
+
+def _rows(methods, labels, num_samples):
+    """Every method's figures under every scoring; `methods` maps names to a list of scores, one per seed."""
+    reference, *adapters = methods
+    cosine = methods[reference][0]
+    rows = []
+    total = len(SCORINGS) * sum(len(scores) for scores in methods.values())
+    with progress_bar(total, "bootstrap", "scores") as bar:
+        for scoring, rule in SCORINGS.items():
+            measured = {}
+            for name, scores in methods.items():
+                measured[name] = _measure([rule(s, cosine) for s in scores], labels, num_samples, bar)
+            for name, (figures, _) in measured.items():
+                several = len(figures) > 1
+                over_first = name in adapters[1:]
+                rows.append(
+                    {
+                        "method": name,
+                        "scoring": scoring,
+                        "seeds": len(figures),
+                        "mAP": float(figures.mean()),
+                        "spread": float(figures.std(ddof=1)) if several else None,
+                        "over_cosine": _difference(measured, name, reference) if name in adapters else None,
+                        "over_first": _difference(measured, name, adapters[0]) if over_first else None,
+                    }
+                )
+    return rows
+
+
+def _measure(all_scores, labels, num_samples, bar):
+    """mAP in percent of each seed's scores, and of every resample the mean over seeds."""
+    figures, resampled = [], []
+    for scores in all_scores:
+        figures.append(_mean_average_precision(scores, labels)[0])
+        # One key for all: every method is resampled alike, which is what pairs the differences.
+        resampled.append(_bootstrap(jax.random.key(0), scores, labels, num_samples))
+        bar.update()
+    return 100 * np.array(figures), 100 * np.mean(resampled, axis=0)
+
+
+def _difference(measured, name, reference):
+    """Difference of two methods' mean figures, and the bounds of its 95% interval."""
+    (figures, resampled), (reference_figures, reference_resampled) = measured[name], measured[reference]
+    lower, upper = np.nanquantile(resampled - reference_resampled, (0.025, 0.975))
+    return [float(figures.mean() - reference_figures.mean()), float(lower), float(upper)]
+
+
+def _write_evaluation(run, scores, cosine, labels, protocol):
+    figures = {
+        scoring: 100 * float(_mean_average_precision(rule(scores, cosine), labels)[0])
+        for scoring, rule in SCORINGS.items()
+    }
+    content = {"step": run["step"], "mAP": figures, "protocol": protocol}
+    with replacing(run["workdir"] / "evaluation.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _method_name(run, runs):
+    """What sets a run apart from the others, its seed aside: "radius=12.0, sampling=surface"."""
+    configs = [flat_config(other["config"]) for other in runs]
+    own = flat_config(run["config"])
+    differing = [
+        key
+        for key in own
+        if key != "seed" and not key.startswith("evaluation.") and len({str(c.get(key)) for c in configs}) > 1
+    ]
+    return ", ".join(f"{key.split('.')[-1]}={own[key]}" for key in differing) or "TaI-Adapter"
+
+
+def _protocol(images, class_texts, num_samples):
+    counted = int(np.any(images.labels == 1, axis=0).sum())
+    image_size = images.origin.get("image_size")
+    backbone = _backbone_of(class_texts.origin)
+    template = (class_texts.origin.get("backbone") or class_texts.origin).get("template")
+    return {
+        "metric": PROTOCOL,
+        "classes": f"{counted} of {len(class_texts.names)} have a positive and are counted",
+        "images": f"{len(images.vectors)}, {images.origin['split']}",
+        "image size": "not recorded" if image_size is None else "x".join(map(str, image_size)),
+        "class texts": f"{template!r}" if template else f"{class_texts.origin['name']}, prompt not recorded",
+        "backbone": describe(backbone) if backbone else "not recorded",
+        "interval": f"95%, paired bootstrap over images, {num_samples} resamples",
+    }
+
+
+def _backbone_of(origin):
+    """The fingerprint of the backbone behind embeddings, or None where it was not recorded."""
+    return None if origin is None else origin.get("backbone", origin)
+
+
+def _interval(difference):
+    return "" if difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference)
+
+
+def _load_backbone(config):
+    from mlclip_jax.backbones import load_backbone
+
+    if not config.get("backbone"):
+        raise InputError(
+            "this run names no backbone to embed images with; run `mlclip embed`, give embeddings=FILE"
+        )
+    return load_backbone(config.backbone)
+
+
+def _define_flags(values, _):
+    flags.DEFINE_list("workdir", None, "folders of runs, separated by commas", flag_values=values)
+    flags.DEFINE_string("embeddings", None, ".npz or .npy of image embeddings", flag_values=values)
+    flags.DEFINE_string("images", None, "or a folder of images", flag_values=values)
+    flags.DEFINE_string("labels", None, ".csv of labels", flag_values=values)
+    flags.DEFINE_integer("bootstrap", 1000, "resamples of the intervals", lower_bound=1, flag_values=values)
+    flags.mark_flag_as_required("workdir", values)

@@ -1,0 +1,91 @@
+"""Embeds once, stores, reads back: `mlclip embed`."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from mlclip_jax.data.sources import Embeddings, list_images, read_lines
+from mlclip_jax.errors import InputError
+from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.recipes import parse_flags
+from mlclip_jax.texts.templates import fill
+
+
+def embed_images(backbone, folder):
+    """Embeds every image below a folder, by its path in it; files there that are no images are reported.
+
+    Raises:
+      InputError: there is no such folder, no image in it, or one that cannot be read.
+    """
+    images, others = list_images(folder)
+    if others:
+        listed = ", ".join(file.name for file in others[:4]) + (", ..." if len(others) > 4 else "")
+        print(f"{folder}: {len(others)} files are no images and were left out: {listed}", file=sys.stderr)
+    return Embeddings(
+        backbone.encode_images(images),
+        names=tuple(image.relative_to(folder).as_posix() for image in images),
+        origin=backbone.fingerprint | {"image_size": backbone.image_size},
+    )
+
+
+def embed_names(backbone, names, template):
+    """Embeds `template` filled with each name, "a photo of a dog." for "dog"; see `templates.fill`."""
+    vectors = backbone.encode_texts([fill(template, [name]) for name in names])
+    return Embeddings(vectors, names=tuple(names), origin=backbone.fingerprint | {"template": template})
+
+
+def write_embeddings(path, embeddings):
+    """Writes `Embeddings` to an .npz that `sources.read_embeddings` reads, whole or not at all.
+
+    Raises:
+      InputError: the path cannot be written, or does not end in .npz.
+    """
+    if Path(path).suffix != ".npz":
+        raise InputError(f"cannot write embeddings to {path}: the name must end in .npz")
+    arrays = {
+        "embeddings": embeddings.vectors,
+        "names": embeddings.names,
+        "labels": embeddings.labels,
+        "label_names": embeddings.label_names,
+        "origin": None if embeddings.origin is None else json.dumps(embeddings.origin),
+    }
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **{name: np.asarray(array) for name, array in arrays.items() if array is not None})
+
+
+def main(argv):
+    """`mlclip embed --backbone=NAME (--images=FOLDER | --texts=FILE) --output=FILE.npz`"""
+    values = parse_flags(argv, _define_flags)
+    if (values.images is None) == (values.texts is None):
+        raise InputError("give either --images=FOLDER or --texts=FILE")
+    if values.template is not None and "{labels}" not in values.template:
+        raise InputError(f"--template={values.template!r} has no place for the name: write {{labels}} in it")
+    make_folder(Path(values.output).parent)  # known before the work is done, not after
+    from mlclip_jax.backbones import load_backbone
+
+    lines = None if values.texts is None else read_lines(values.texts)
+    backbone = load_backbone(values.backbone, revision=values.revision)
+    if values.images is not None:
+        embeddings = embed_images(backbone, values.images)
+    elif values.template is not None:
+        embeddings = embed_names(backbone, lines, values.template)
+    else:
+        embeddings = Embeddings(backbone.encode_texts(lines), tuple(lines), origin=backbone.fingerprint)
+    write_embeddings(values.output, embeddings)
+    count, width = embeddings.vectors.shape
+    print(f"{count} embeddings of width {width} in {values.output}")
+
+
+def _define_flags(values, _):
+    flags.DEFINE_string("backbone", None, "folder or hub name of a CLIP", flag_values=values)
+    flags.DEFINE_string("revision", None, "commit, branch or tag on the hub", flag_values=values)
+    flags.DEFINE_string("images", None, "folder of images, searched with its subfolders", flag_values=values)
+    flags.DEFINE_string("texts", None, "text file, one text or name per line", flag_values=values)
+    flags.DEFINE_string(
+        "template", None, 'sentence to put each name into: "a photo of {labels}."', flag_values=values
+    )
+    flags.DEFINE_string("output", None, ".npz file to write", flag_values=values)
+    flags.mark_flags_as_required(["backbone", "output"], values)

@@ -1,0 +1,48 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from mlclip_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yields a temporary path beside `path`; once the block has succeeded, renames it to `path`.
+
+    Raises:
+      InputError: the place cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # a rename may otherwise reach the disk before the content
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; name a place that can be"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def make_folder(path):
+    """Makes a folder, and tries that files can be written in it.
+
+    Raises:
+      InputError: they cannot.
+    """
+    probe = Path(path) / f".writable.{os.getpid()}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write in {path}: {error.strerror or error}; name a folder that can be"
+        ) from error

@@ -1,0 +1,49 @@
+"""Random perturbation of embeddings within a hypersphere (TaI-Adapter, arXiv 2312.04160, section 3.4).
+
+A text embedding t becomes t + noise during training, so that an adapter that only ever sees texts also
+learns the region around them, where the images of the same labels lie.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# How long the noise is, as a fraction of the radius, given u uniform in [0, 1) and the dimension d.
+LENGTHS = {
+    "surface": lambda u, _: jnp.ones_like(u),
+    "interior": lambda u, d: u ** (1 / d),
+    "interior_by_radius": lambda u, _: u,
+}
+
+
+def hypersphere_noise(key, shape, radius, sampling="surface"):
+    """Draws noise vectors from a hypersphere around the origin.
+
+    Directions are uniform (a normalised Gaussian). Lengths follow `sampling`:
+
+    - `"surface"`: every vector has length `radius`.
+    - `"interior"`: uniform by volume. In d dimensions a length is `radius * u ** (1 / d)`, which for
+      CLIP's 512 is within 1% of the radius 99% of the time: all but the surface.
+    - `"interior_by_radius"`: lengths uniform in [0, `radius`], hence dense near the centre. The paper
+      names that density as the reason why interior sampling scored below surface sampling, so this is
+      the law its figure 6a must have used.
+
+    Args:
+      key: a typed PRNG key.
+      shape: `(..., d)`, one vector per leading index.
+      radius: a scalar >= 0, in the units of the embeddings (CLIP's have norms near 10).
+      sampling: a key of `LENGTHS`.
+
+    Returns:
+      float32 noise of that shape.
+    """
+    direction_key, length_key = jax.random.split(key)
+    direction = jax.random.normal(direction_key, shape)
+    direction /= jnp.linalg.norm(direction, axis=-1, keepdims=True)
+    uniform = jax.random.uniform(length_key, (*shape[:-1], 1))
+    return radius * LENGTHS[sampling](uniform, shape[-1]) * direction
+
+
+def perturb(key, embeddings, radius, sampling="surface"):
+    """Adds `hypersphere_noise` to embeddings `(..., d)`: equation 5, t' = t + noise."""
+    noise = hypersphere_noise(key, embeddings.shape, radius, sampling)
+    return embeddings + noise.astype(embeddings.dtype)

@@ -1,0 +1,27 @@
+"""Which labels each training text is about."""
+
+import numpy as np
+
+
+def sample_label_sets(seed, number, num_labels, max_labels):
+    """Draws label sets: every label once alone, then sets of 1 to `max_labels` distinct labels.
+
+    The size of a drawn set is uniform, and so is its content given its size.
+
+    Args:
+      seed: integer; the same arguments give the same sets.
+      number: N, how many sets.
+      num_labels: K, how many labels there are.
+      max_labels: the largest set, capped at K.
+
+    Returns:
+      int8 `(N, K)`, 1 where a set holds a label. With N < K only the first N labels come alone.
+    """
+    generator = np.random.default_rng(seed)
+    labels = np.zeros((number, num_labels), np.int8)
+    alone = min(number, num_labels)
+    labels[np.arange(alone), np.arange(alone)] = 1
+    sizes = generator.integers(1, min(max_labels, num_labels), size=number, endpoint=True)
+    for row, size in zip(labels[alone:], sizes[alone:]):
+        row[generator.choice(num_labels, size, replace=False)] = 1
+    return labels

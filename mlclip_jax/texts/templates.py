@@ -1,0 +1,105 @@
+"""Training texts from templates: labels in, English sentences out.
+
+Source of the idea: TaI-Adapter, section 4.3.1, prompt-based text generation ("there are {} in the photo.").
+"""
+
+import functools
+
+import numpy as np
+
+TEMPLATES = (
+    "a photo of {labels}.",
+    "a picture of {labels}.",
+    "an image of {labels}.",
+    "a photograph showing {labels}.",
+    "a close-up of {labels}.",
+    "a scene with {labels}.",
+    "a snapshot of {labels}.",
+    "there {is} {labels} in the photo.",
+    "there {is} {labels} in this picture.",
+    "here {is} {labels}.",
+    "this is a photo of {labels}.",
+    "a photo with {labels} in it.",
+    "a blurry photo of {labels}.",
+    "a cropped photo of {labels}.",
+    "a photo of {labels} on a plain background.",
+    "a photo of {labels} outdoors.",
+    "a photo of {labels} indoors.",
+)
+
+# Nouns without a plural, hence without an article: what label sets like COCO's and NUS-WIDE's hold of them.
+MASS_NOUNS = frozenset(
+    """asparagus beach-sand bread broccoli butter cheese clothing coffee coral corn dirt fire fog food frost
+    fruit fur furniture garbage grass gravel hair hay ice jewelry juice luggage meat milk mud nighttime paper
+    pasta rain rice sand seafood sky smoke snow sugar traffic water wood wool""".split()
+)
+# Singular nouns that inflect takes for plurals.
+SINGULAR_NOUNS = frozenset("autobus bus chess fish gas glass lens omnibus sheep tennis".split())
+
+
+CLASS_TEMPLATE = "a photo of {labels}."  # the prompt of plain zero-shot classification
+
+
+def write_texts(label_sets, label_names, seed, templates=TEMPLATES):
+    """One sentence for each set of labels.
+
+    Args:
+      label_sets: int8 `(N, K)`, 1 where a set holds a label; no set is empty.
+      label_names: K names.
+      seed: decides each text's template and the order in which it names its labels.
+      templates: what to fill in; see `fill`.
+
+    Returns:
+      N strings, such as "there are a dog, an umbrella and skis in the photo."
+    """
+    generator = np.random.default_rng(seed)
+    texts = []
+    for labels in label_sets:
+        present = generator.permutation(np.flatnonzero(labels))
+        template = templates[generator.integers(len(templates))]
+        texts.append(fill(template, [label_names[label] for label in present]))
+    return texts
+
+
+def fill(template, labels):
+    """Writes labels into a template.
+
+    Args:
+      template: a sentence with `{labels}`, and `{is}` where a verb agrees with them.
+      labels: one name or more, in singular or plural; underscores are read as spaces.
+
+    Returns:
+      The sentence, with articles, commas and an "and" as in English.
+    """
+    enumeration = _inflect().join([noun_phrase(label) for label in labels], final_sep="")
+    verb = "are" if len(labels) > 1 or _is_plural(labels[0]) else "is"
+    return template.format_map({"labels": enumeration, "is": verb})
+
+
+@functools.cache
+def noun_phrase(name):
+    """A label's name with its article, if it takes one: "an umbrella", "scissors", "broccoli"."""
+    spaced = _spaced(name)
+    return spaced if _is_plural(name) or _head(name) in MASS_NOUNS else _inflect().a(spaced)
+
+
+@functools.cache
+def _is_plural(name):
+    head = _head(name)
+    return head not in SINGULAR_NOUNS and bool(_inflect().singular_noun(head))
+
+
+def _head(name):
+    # "glass of water" is a glass, "sports ball" a ball.
+    return _spaced(name).lower().split(" of ")[0].split()[-1]
+
+
+def _spaced(name):
+    return name.replace("_", " ").strip()
+
+
+@functools.cache
+def _inflect():
+    import inflect  # slow to import, and needed only where texts are written
+
+    return inflect.engine()

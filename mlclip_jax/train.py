@@ -1,0 +1,329 @@
+"""Trains an adapter by a recipe: `mlclip train --config=RECIPE --workdir=FOLDER`.
+
+Read from top to bottom: what is trained on, one step, the loop. Started again in the same folder, a run
+goes on from its newest checkpoint to the result it would have had undisturbed.
+"""
+
+import functools
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from flax import nnx
+
+from mlclip_jax import evaluate, recipes
+from mlclip_jax.adapters.tai import TaIAdapter
+from mlclip_jax.backbones.weights import fingerprint
+from mlclip_jax.checkpoints import Checkpoints, abstract
+from mlclip_jax.data.pipeline import batch_indices
+from mlclip_jax.data.sources import Embeddings, read_embeddings, read_lines
+from mlclip_jax.errors import InputError
+from mlclip_jax.features import embed_names, write_embeddings
+from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.losses import binary_cross_entropy_sum
+from mlclip_jax.metrics import mean_average_precision
+from mlclip_jax.modules import split_module
+from mlclip_jax.parallel import AXIS, MODES, data_parallel, make_mesh, replicated
+from mlclip_jax.perturbation import LENGTHS, perturb
+from mlclip_jax.progress import progress_bar
+from mlclip_jax.texts.label_sets import sample_label_sets
+from mlclip_jax.texts.mixtures import mix_class_embeddings
+from mlclip_jax.texts.templates import CLASS_TEMPLATE, write_texts
+
+
+def main(argv):
+    """`mlclip train --config=RECIPE[:variant] --workdir=FOLDER [--config.key=value ...]`"""
+    values = recipes.parse_flags(argv, _define_flags)
+    train(values.config, values.workdir)
+    if any(values.config.evaluation.values()):
+        evaluate.print_comparison(evaluate.compare([values.workdir]))
+
+
+def train(config, workdir):
+    """Trains to the end, or goes on from the newest checkpoint in `workdir`.
+
+    Leaves there `config.json`, `class_texts.npz` (the labels and their embeddings), `metrics.jsonl`, and
+    the checkpoints.
+
+    Args:
+      config: a recipe's `ml_collections.ConfigDict`.
+      workdir: folder of this run alone.
+
+    Returns:
+      The trained parameters, a nested dict of arrays.
+
+    Raises:
+      InputError: the recipe, what it names, or the folder cannot be used.
+    """
+    mesh = make_mesh()
+    _check(config, mesh.size)
+    workdir = _open_workdir(workdir, config)
+    backbone = functools.cache(lambda: _load_backbone(config))
+    class_texts = read_class_texts(config, backbone)
+    texts = read_training_texts(config, class_texts, backbone, workdir)
+    images = None
+    if any(config.evaluation.values()):
+        images = evaluate.read_images(config.evaluation, class_texts, backbone)
+
+    num_labels, width = class_texts.vectors.shape
+    adapter = TaIAdapter(width, num_labels, **config.adapter, rngs=nnx.Rngs(config.seed))
+    graph, parameters = split_module(adapter)
+    optimizer = make_optimizer(config)
+    state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+
+    step_function = make_train_step(graph, optimizer, config.perturbation, jax.random.key(config.seed))
+    run_chunk = data_parallel(make_chunk(step_function), config.train.parallel, mesh)
+    frozen = {}  # the backbone's work is in the data already: this step reads none of its weights
+    data = jax.device_put({"embeddings": texts.vectors, "labels": texts.labels}, replicated(mesh))
+
+    with Checkpoints(workdir / "checkpoints", class_texts.origin) as checkpoints:
+        step = checkpoints.latest_step or 0
+        if step:
+            state = checkpoints.restore(abstract(state, replicated(mesh)))
+            print(f"{workdir}: going on from step {step} of {config.train.steps}", file=sys.stderr)
+        else:
+            state = jax.device_put(state, replicated(mesh))
+            write_embeddings(workdir / "class_texts.npz", class_texts)
+        log = Log(workdir / "metrics.jsonl", step)
+
+        with progress_bar(config.train.steps, "training", "steps") as bar:
+            bar.update(step)
+            while step < config.train.steps:
+                end = _next_boundary(step, config.train)
+                steps = np.arange(step, end, dtype=np.int32)
+                indices = np.stack(
+                    [
+                        batch_indices(config.seed, t, len(texts.vectors), config.train.batch_size)
+                        for t in steps
+                    ]
+                )
+                state, metrics = run_chunk(state, frozen, data, indices, steps)
+                # This chunk now runs; meanwhile the line of the one before it is fetched and written.
+                log.write_pending()
+                log.add(end, metrics)
+                bar.update(end - step)
+                step = end
+                # Evaluate, then save: a run killed in between evaluates again, and loses nothing.
+                if images is not None and _is_due(step, config.train.evaluate_every):
+                    scores = evaluate.adapter_scores(graph, state["parameters"], images.vectors)
+                    log.add(step, {"mAP": mean_average_precision(scores, images.labels)[0]})
+                if _is_due(step, config.train.checkpoint_every) or step == config.train.steps:
+                    log.write_pending()  # the log is complete up to every checkpoint
+                    checkpoints.save(step, state)
+    return state["parameters"]
+
+
+def read_class_texts(config, backbone):
+    """The labels and the embedding of each one's name: `Embeddings` with `origin` as their fingerprint."""
+    if "class_embeddings" not in config.texts:
+        return embed_names(backbone(), read_lines(config.texts.labels), CLASS_TEMPLATE)
+    path = config.texts.class_embeddings
+    class_texts = read_embeddings(path)
+    if class_texts.names is None:
+        raise InputError(f"{path} does not name its classes; store their names in an array called names")
+    if len(set(class_texts.names)) != len(class_texts.names):
+        raise InputError(f"{path} names a class twice; every row must be a class of its own")
+    origin = fingerprint(path, "", path) | {"backbone": class_texts.origin}
+    return class_texts._replace(origin=origin)
+
+
+def read_training_texts(config, class_texts, backbone, workdir):
+    """`Embeddings` of the training texts (N, D), with labels (N, K)."""
+    label_names, num_labels = class_texts.names, len(class_texts.names)
+    labels = sample_label_sets(config.seed, config.texts.number, num_labels, config.texts.max_labels)
+    if "class_embeddings" in config.texts:
+        return Embeddings(mix_class_embeddings(labels, class_texts.vectors), labels=labels)
+    texts = tuple(write_texts(labels, label_names, config.seed))
+    path = workdir / "texts.npz"  # encoding takes minutes: done once per run
+    if path.is_file():
+        stored = read_embeddings(path)
+        if stored.names == texts and stored.origin == backbone().fingerprint:
+            return stored._replace(labels=labels)
+    embeddings = Embeddings(
+        backbone().encode_texts(texts), texts, labels, label_names, backbone().fingerprint
+    )
+    write_embeddings(path, embeddings)
+    return embeddings
+
+
+def make_optimizer(config):
+    """AdamW under a 1-cycle schedule: a cosine up over the first 30% of the steps, then a cosine down."""
+    schedule = optax.cosine_onecycle_schedule(config.train.steps, config.optimizer.learning_rate)
+    return optax.adamw(schedule, weight_decay=config.optimizer.weight_decay)
+
+
+def make_train_step(graph, optimizer, perturbation, key):
+    """The training step of one device: `train_step(state, frozen, batch, step) -> (state, metrics)`.
+
+    Written for any number of devices: `batch` is one device's share of the global batch, and sums over
+    examples run over the axis `"data"`. Noise and dropout of an example depend on the key, the step and its
+    position in the global batch alone, so the number of devices changes nothing.
+
+    Args:
+      graph: the adapter's `nnx.GraphDef`.
+      optimizer: an `optax.GradientTransformation`.
+      perturbation: `radius` and `sampling`; see `perturbation.perturb`.
+      key: the run's typed PRNG key.
+    """
+
+    def example_logits(parameters, embedding, key):
+        noise_key, dropout_key = jax.random.split(key)
+        embedding = perturb(noise_key, embedding, perturbation.radius, perturbation.sampling)
+        return nnx.merge(graph, parameters)(embedding, dropout_key)
+
+    def train_step(state, frozen, batch, step):
+        del frozen
+        size = len(batch["labels"])
+        positions = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), positions)
+
+        def loss(parameters):
+            logits = jax.vmap(example_logits, (None, 0, 0))(parameters, batch["embeddings"], keys)
+            return binary_cross_entropy_sum(logits, batch["labels"])
+
+        (total, count), gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
+        # Sums first, then one division: devices may know different numbers of labels.
+        total, count, gradient = jax.lax.psum((total, count, gradient), AXIS)
+        count = jnp.maximum(count, 1)
+        gradient = jax.tree.map(lambda g: g / count, gradient)
+        updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["parameters"])
+        parameters = optax.apply_updates(state["parameters"], updates)
+        return {"parameters": parameters, "optimizer": optimizer_state}, {"loss": total / count}
+
+    return train_step
+
+
+def make_chunk(train_step):
+    """Many steps in one program: `chunk(state, frozen, data, indices, steps)`, for one device.
+
+    `data` are all examples, `indices` (S, B / devices) those of each step, `steps` (S,) the steps' numbers;
+    metrics come back with a leading S.
+    """
+
+    def chunk(state, frozen, data, indices, steps):
+        def body(state, rows_and_step):
+            rows, step = rows_and_step
+            return train_step(state, frozen, jax.tree.map(lambda array: array[rows], data), step)
+
+        return jax.lax.scan(body, state, (indices, steps))
+
+    return chunk
+
+
+class Log:
+    """`metrics.jsonl`, a line per chunk, written one chunk late so that the device never waits for it.
+
+    Args:
+      path: the file; lines beyond `step`, of a run that was killed after its checkpoint, are cut off.
+      step: where the run goes on.
+    """
+
+    def __init__(self, path, step):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        with replacing(path) as temporary:
+            kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self._path = path
+        self._pending = []
+
+    def add(self, step, metrics):
+        """Notes metrics as of after `step` steps; arrays that are still being computed are not waited for."""
+        self._pending.append((step, metrics))
+
+    def write_pending(self):
+        """Waits for the metrics noted so far, and appends them.
+
+        Raises:
+          InputError: the loss is no longer finite, or the file cannot be written.
+        """
+        lines = []
+        for step, metrics in self._pending:
+            means = {name: float(np.mean(value)) for name, value in metrics.items()}
+            if not all(map(math.isfinite, means.values())):
+                raise InputError(f"training diverged by step {step}: {means}; lower optimizer.learning_rate")
+            lines.append(json.dumps({"step": step, **means}) + "\n")
+        self._pending = []
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror}; free some space there") from error
+
+
+def _next_boundary(step, train):
+    """The first step after `step` at which something is logged, evaluated or saved."""
+    periods = [p for p in (train.log_every, train.evaluate_every, train.checkpoint_every) if p]
+    return min(train.steps, *(step - step % period + period for period in periods))
+
+
+def _is_due(step, period):
+    return period > 0 and step % period == 0
+
+
+def _load_backbone(config):
+    from mlclip_jax.backbones import load_backbone
+
+    return load_backbone(config.backbone)
+
+
+def _open_workdir(workdir, config):
+    """Makes the folder and notes the config in it, or checks that the run in it has this config."""
+    workdir = Path(workdir)
+    make_folder(workdir)
+    path = workdir / "config.json"
+    if not path.is_file():
+        with replacing(path) as temporary:
+            temporary.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
+        return workdir
+    there, here = (recipes.flat_config(c) for c in (json.loads(path.read_text(encoding="utf-8")), config))
+    for key in sorted(there.keys() | here.keys()):
+        # What is scored does not change what is trained.
+        if there.get(key) != here.get(key) and not key.startswith("evaluation."):
+            raise InputError(
+                f"{workdir} holds a run with {key} {there.get(key)!r}, not {here.get(key)!r}; "
+                "give that value, or another --workdir"
+            )
+    return workdir
+
+
+def _check(config, num_devices):
+    """Refuses values that could only fail later, or silently mean something else."""
+    flat = recipes.flat_config(config)
+    for key in ("backbone", "texts.class_embeddings", "texts.labels"):
+        if key in flat and not flat[key]:
+            raise InputError(f"the recipe leaves {key} open: set --config.{key}=...")
+    conditions = {
+        "texts.number": (lambda n: n >= 1, "at least 1"),
+        "texts.max_labels": (lambda n: n >= 1, "at least 1"),
+        "perturbation.radius": (lambda r: 0 <= r < math.inf, "finite and not negative"),
+        "perturbation.sampling": (lambda s: s in LENGTHS, f"one of {', '.join(LENGTHS)}"),
+        "adapter.hidden": (lambda n: n >= 1, "at least 1"),
+        "adapter.depth": (lambda n: n >= 1, "at least 1"),
+        "adapter.dropout": (lambda p: 0 <= p < 1, "in [0, 1)"),
+        "optimizer.learning_rate": (lambda r: 0 < r < math.inf, "finite and positive"),
+        "optimizer.weight_decay": (lambda w: 0 <= w < math.inf, "finite and not negative"),
+        "train.steps": (lambda n: n >= 1, "at least 1"),
+        "train.batch_size": (
+            lambda n: n >= 1 and n % num_devices == 0,
+            f"positive, and a multiple of the {num_devices} devices",
+        ),
+        "train.parallel": (lambda mode: mode in MODES, f"one of {', '.join(MODES)}"),
+        "train.log_every": (lambda n: n >= 1, "at least 1"),
+        "train.evaluate_every": (lambda n: n >= 0, "at least 0"),
+        "train.checkpoint_every": (lambda n: n >= 1, "at least 1"),
+    }
+    for key, (holds, wanted) in conditions.items():
+        if not holds(flat[key]):
+            raise InputError(f"--config.{key}={flat[key]} cannot be: it must be {wanted}")
+
+
+def _define_flags(values, argv):
+    recipes.define_config(values, argv)
+    flags.DEFINE_string("workdir", None, "folder of this run, made if it is missing", flag_values=values)
+    flags.mark_flag_as_required("workdir", values)

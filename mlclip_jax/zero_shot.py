@@ -1,0 +1,24 @@
+"""Scoring rules that need no training."""
+
+import jax.numpy as jnp
+
+
+def cosine_scores(image_embeddings, class_embeddings):
+    """Cosine of every image with every class text: `(N, D)` and `(K, D)` to `(N, K)`."""
+    return _unit(image_embeddings) @ _unit(class_embeddings).T
+
+
+def standardise(scores):
+    """Each image's scores `(N, K)` less their mean, over their standard deviation.
+
+    It makes scores of different images comparable, which is what a ranking of images by one class needs
+    (SPARC, CVPR 2025, reads 5.8 to 10.2 mAP from this alone). The standard deviation is over K; an image
+    whose scores are all equal gets zeros.
+    """
+    centred = scores - jnp.mean(scores, axis=1, keepdims=True)
+    deviation = jnp.std(scores, axis=1, keepdims=True)
+    return centred / jnp.where(deviation > 0, deviation, 1)
+
+
+def _unit(vectors):
+    return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,0 +1,49 @@
+"""Packaging of mlclip-jax: what it depends on, within which bounds, and why."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Every bound is a version the tests have passed on; the upper ones keep out releases nobody has tried.
+DEPENDENCIES = [
+    "jax>=0.10.2,<0.13",  # arrays, compilation, devices; 0.10.2 is the last release for Python 3.11
+    "flax>=0.12.8,<0.13",  # nnx modules
+    "optax>=0.2.8,<0.3",  # AdamW and the 1-cycle schedule
+    "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints, through its v1 API
+    "transformers>=5.5,<6",  # Hugging Face's config.json defaults and tokenizer.json
+    "huggingface-hub>=1.0,<3",  # weights by hub name
+    "safetensors>=0.5,<1",  # the one weight format that is read
+    "ml-collections>=1.1,<2",  # recipes and their overrides on the command line
+    "absl-py>=2.1,<3",  # command-line flags
+    "numpy>=2.0,<3",  # arrays on the host
+    "pillow>=11,<14",  # decoding and resizing exactly as CLIP's own preprocessing does
+    "inflect>=7.4,<8",  # English articles, lists and plurals in generated texts
+    "tqdm>=4.66,<5",  # progress bars
+]
+
+EXTRAS = {
+    "cuda": ["jax[cuda13]>=0.10.2,<0.13"],  # NVIDIA GPUs
+    "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # Google TPUs
+    "test": [
+        "pytest>=8.3,<10",
+        "hypothesis>=6.100,<7",  # property-based tests
+        "scikit-learn>=1.6,<2",  # the reference of the metrics
+        "ruff>=0.12,<1",  # lint and format
+    ],
+    "parity": ["torch==2.13.0"],  # the reference of the backbones and the optimiser
+}
+
+setup(
+    name="mlclip-jax",
+    version="0.1.0",
+    description="Multi-label image classification with a frozen CLIP and small adapters, in JAX",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    # The recipes live beside the package and ship inside it, so that `--config=tai` works from anywhere.
+    packages=[*find_packages(include=["mlclip_jax", "mlclip_jax.*"]), "mlclip_jax.configs"],
+    package_dir={"mlclip_jax.configs": "configs"},
+    install_requires=DEPENDENCIES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["mlclip = mlclip_jax.cli:main"]},
+)
