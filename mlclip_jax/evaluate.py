@@ -17,7 +17,7 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.features import embed_images
 from mlclip_jax.files import replacing
 from mlclip_jax.metrics import PROTOCOL, bootstrap_mean_average_precision, mean_average_precision
-from mlclip_jax.modules import split_module
+from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import make_mesh, replicated
 from mlclip_jax.progress import progress_bar
 from mlclip_jax.recipes import flat_config, parse_flags
@@ -161,7 +161,7 @@ def read_images(source, class_texts, load_backbone):
 @functools.partial(jax.jit, static_argnums=0)
 def adapter_scores(graph, parameters, vectors):
     """Logits (N, K) of an adapter for embeddings (N, D)."""
-    return nnx.merge(graph, parameters)(vectors)
+    return merge_module(graph, parameters)(vectors)
 
 
 def _aligned_labels(path, split, images, label_names):

@@ -6,12 +6,18 @@ from flax import nnx
 def split_module(module):
     """A module as a static graph and a nested dict of its parameters.
 
-    `nnx.merge(graph, parameters)` gives the module back, inside any JAX transformation. The dict has string
-    keys throughout (NNX numbers the layers of a list), as checkpoints and key tables expect.
+    The dict has string keys throughout, as checkpoints and key tables expect; NNX numbers the layers of a
+    list with integers.
     """
     graph, state = nnx.split(module)
-    return graph, _string_keys(nnx.to_pure_dict(state))
+    return graph, _map_keys(nnx.to_pure_dict(state), str)
 
 
-def _string_keys(tree):
-    return {str(k): _string_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+def merge_module(graph, parameters):
+    """The module that `split_module` split; works inside any JAX transformation."""
+    # NNX pairs a dict with its graph by sorted order, in which the string "10" would come before "2".
+    return nnx.merge(graph, _map_keys(parameters, lambda key: int(key) if key.isdigit() else key))
+
+
+def _map_keys(tree, change):
+    return {change(k): _map_keys(v, change) for k, v in tree.items()} if isinstance(tree, dict) else tree

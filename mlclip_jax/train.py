@@ -28,7 +28,7 @@ from mlclip_jax.features import embed_names, write_embeddings
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.losses import binary_cross_entropy_sum
 from mlclip_jax.metrics import mean_average_precision
-from mlclip_jax.modules import split_module
+from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import AXIS, MODES, data_parallel, make_mesh, replicated
 from mlclip_jax.perturbation import LENGTHS, perturb
 from mlclip_jax.progress import progress_bar
@@ -175,7 +175,7 @@ def make_train_step(graph, optimizer, perturbation, key):
     def example_logits(parameters, embedding, key):
         noise_key, dropout_key = jax.random.split(key)
         embedding = perturb(noise_key, embedding, perturbation.radius, perturbation.sampling)
-        return nnx.merge(graph, parameters)(embedding, dropout_key)
+        return merge_module(graph, parameters)(embedding, dropout_key)
 
     def train_step(state, frozen, batch, step):
         del frozen

@@ -1,5 +1,6 @@
 """Frozen encoders: images and texts to embeddings in one joint space."""
 
+import os
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,12 @@ from mlclip_jax.backbones.clip import ACTIVATIONS, CLIP, IGNORED_KEYS, KEY_TABLE
 from mlclip_jax.backbones.processing import Tokenizer, read_image_processor
 from mlclip_jax.backbones.weights import find_checkpoint, fingerprint, load_parameters, read_json
 from mlclip_jax.errors import InputError
-from mlclip_jax.modules import split_module
+from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import make_mesh, replicated, split_rows
 from mlclip_jax.progress import progress_bar
+
+# transformers would advise to install torch, which nothing here needs.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def load_backbone(name_or_folder, *, revision=None):
@@ -71,10 +75,10 @@ class Backbone:
         self.parameters = jax.device_put(parameters, replicated(self._mesh))
 
         def encode_pixels(parameters, pixels):
-            return nnx.merge(graph, parameters).image(image_processor.normalise(pixels))
+            return merge_module(graph, parameters).image(image_processor.normalise(pixels))
 
         def encode_tokens(parameters, token_ids):
-            return nnx.merge(graph, parameters).text(token_ids)
+            return merge_module(graph, parameters).text(token_ids)
 
         self._encode_pixels = jax.jit(encode_pixels)
         self._encode_tokens = jax.jit(encode_tokens)

@@ -31,7 +31,13 @@ class ImageTower(nnx.Module):
         width, patch = config.hidden_size, config.patch_size
         num_patches = (config.image_size // patch) ** 2
         self.patch_embedding = nnx.Conv(
-            config.num_channels, width, (patch, patch), (patch, patch), "VALID", use_bias=False, rngs=rngs
+            config.num_channels,
+            width,
+            kernel_size=(patch, patch),
+            strides=(patch, patch),
+            padding="VALID",
+            use_bias=False,
+            rngs=rngs,
         )
         self.class_embedding = nnx.Param(jnp.zeros(width))
         self.position_embedding = nnx.Param(jnp.zeros((num_patches + 1, width)))

@@ -104,9 +104,7 @@ class Tokenizer:
         if not path.is_file():
             raise InputError(f"{path} is missing: a backbone's folder must hold it to encode texts")
         try:
-            self._tokenizer = PreTrainedTokenizerFast(
-                tokenizer_file=str(path), pad_token=_pad_token(folder), model_max_length=context_length
-            )
+            self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token=_pad_token(folder))
         except Exception as error:  # the tokenizers library raises bare Exception
             raise InputError(f"cannot read {path}: {error}") from error
         self.context_length = context_length
@@ -114,7 +112,9 @@ class Tokenizer:
     def __call__(self, texts):
         """Token ids int32 `(len(texts), T)`, and how many texts were cut to fit."""
         lengths = [len(ids) for ids in self._tokenizer(texts)["input_ids"]]
-        encoded = self._tokenizer(texts, padding="max_length", truncation=True, return_attention_mask=False)
+        encoded = self._tokenizer(
+            texts, padding="max_length", truncation=True, max_length=self.context_length
+        )
         truncated = sum(length > self.context_length for length in lengths)
         return np.asarray(encoded["input_ids"], np.int32), truncated
 

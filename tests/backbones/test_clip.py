@@ -1,0 +1,125 @@
+"""CLIP from files in Hugging Face's format, against outputs of torch that are stored here."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from clip_cases import CASES, TEXTS, images
+from PIL import Image
+from tiny_clip import TINY, config_with, write_clip
+
+import mlclip_jax
+from mlclip_jax import InputError
+
+GOLDEN = Path(__file__).with_name("clip_golden.npz")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return mlclip_jax.load_backbone(write_clip(tmp_path_factory.mktemp("clip")))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_embeddings_are_torchs(tmp_path, case):
+    backbone = mlclip_jax.load_backbone(write_clip(tmp_path, CASES[case]))
+    with np.load(GOLDEN) as golden:
+        image, text = golden[f"{case}/image"], golden[f"{case}/text"]
+    np.testing.assert_allclose(backbone.encode_images(images()), image, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(backbone.encode_texts(TEXTS), text, rtol=0, atol=1e-5)
+
+
+def test_half_precision_files_load_as_float32(tmp_path):
+    backbone = mlclip_jax.load_backbone(write_clip(tmp_path / "bf16", dtype=ml_dtypes.bfloat16))
+    full = mlclip_jax.load_backbone(write_clip(tmp_path / "f32"))
+    embeddings = backbone.encode_texts(TEXTS)
+    assert embeddings.dtype == np.float32
+    difference = np.abs(embeddings - full.encode_texts(TEXTS)).max()
+    assert 0 < difference < 0.1
+
+
+def test_images_come_as_arrays_pictures_or_paths(backbone, tmp_path):
+    array = images()[1]
+    Image.fromarray(array).save(tmp_path / "image.png")
+    kinds = [array, Image.fromarray(array), str(tmp_path / "image.png"), tmp_path / "image.png"]
+    embeddings = backbone.encode_images(kinds)
+    assert embeddings.shape == (4, 20)
+    np.testing.assert_array_equal(embeddings, np.broadcast_to(embeddings[:1], (4, 20)))
+
+
+def test_batches_do_not_show(backbone):
+    many = images() * 3
+    whole = backbone.encode_images(many)
+    # 4 devices: batches of 3 become 4, and the last is filled up.
+    np.testing.assert_allclose(backbone.encode_images(many, batch_size=3), whole, rtol=0, atol=1e-6)
+    one_by_one = np.concatenate([backbone.encode_images([image]) for image in many])
+    np.testing.assert_allclose(one_by_one, whole, rtol=0, atol=1e-6)
+    assert backbone.encode_images([]).shape == (0, 20)
+
+
+def test_long_texts_are_cut_and_counted(backbone):
+    long = "dog " * 40
+    with pytest.warns(UserWarning, match="2 of 3 texts were cut to 16 tokens"):
+        embeddings = backbone.encode_texts([long, "dog", long + "photo"])
+    np.testing.assert_allclose(embeddings[0], embeddings[2], rtol=0, atol=1e-6)
+
+
+def test_the_hub_name_is_found_in_the_cache(tmp_path, monkeypatch):
+    """The hub's own cache layout, offline, as after an earlier download."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--tiny-clip"
+    folder = write_clip(repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    backbone = mlclip_jax.load_backbone("someone/tiny-clip")
+    assert backbone.fingerprint["name"] == "someone/tiny-clip"
+    assert backbone.fingerprint["revision"] == revision
+    assert backbone.fingerprint["sha256"] == mlclip_jax.load_backbone(folder).fingerprint["sha256"]
+    with pytest.raises(InputError, match="'someone/other' is no folder here, and cannot be downloaded"):
+        mlclip_jax.load_backbone("someone/other")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
+        (lambda f: (f / "config.json").write_text("{"), r"cannot read .*config\.json as JSON"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "model_type 'bert'"),
+        (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"PK\x03\x04"), "cannot read .* as safetensors"),
+        (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json is missing"),
+        (lambda f: (f / "tokenizer.json").write_text("[]"), r"cannot read .*tokenizer\.json"),
+        (lambda f: (f / "preprocessor_config.json").unlink(), r"preprocessor_config\.json is missing"),
+        (lambda f: (f / "preprocessor_config.json").write_text("{}"), "cannot be followed.*image_mean"),
+        (
+            lambda f: write_clip(f, config_with({"vision_config.hidden_act": "swish"})),
+            "hidden_act 'swish' is not one of quick_gelu, gelu",
+        ),
+    ],
+)
+def test_a_damaged_folder_is_one_clear_line(tmp_path, damage, message):
+    damage(write_clip(tmp_path))
+    with pytest.raises(InputError, match=message) as raised:
+        mlclip_jax.load_backbone(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_folder_is_not_looked_for_on_the_hub():
+    with pytest.raises(InputError, match=r"no such folder of a backbone: \./nowhere"):
+        mlclip_jax.load_backbone("./nowhere")
+
+
+def test_an_unreadable_image_is_named(backbone, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    with pytest.raises(InputError, match=r"cannot read image .*broken\.jpg"):
+        backbone.encode_images([tmp_path / "broken.jpg"])
+    with pytest.raises(InputError, match=r"uint8 \(h, w, 3\); got float32 \(2, 2\)"):
+        backbone.encode_images([np.zeros((2, 2), np.float32)])
+
+
+def test_the_tiny_configuration_is_not_square_anywhere():
+    """A transposed weight must change a shape, or it could go unnoticed."""
+    for tower in (TINY["vision_config"], TINY["text_config"]):
+        assert len({tower["hidden_size"], tower["intermediate_size"], TINY["projection_dim"]}) == 3
