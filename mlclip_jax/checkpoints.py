@@ -52,6 +52,7 @@ class Checkpoints:
         Raises:
           InputError: there is no checkpoint, or it was trained on other frozen weights.
         """
+        self._checkpointer.wait()  # for a save that is still being written
         step = self.latest_step
         if step is None:
             raise InputError(f"no checkpoint in {self._checkpointer.directory}: train first")

@@ -5,33 +5,41 @@ import sys
 
 from mlclip_jax.errors import InputError
 
+# Each command's module defines `define_flags(values, argv)` and `main(values)`.
 COMMANDS = {
-    "train": "train an adapter by a recipe, and score it",
-    "evaluate": "score trained adapters, with intervals, in one table",
-    "embed": "turn a folder of images or a file of texts into embeddings",
+    "train": ("mlclip_jax.train", "train an adapter by a recipe, and score it"),
+    "evaluate": ("mlclip_jax.evaluate", "score trained adapters, with intervals, in one table"),
+    "embed": ("mlclip_jax.features", "turn a folder of images or a file of texts into embeddings"),
 }
 USAGE = "\n".join(
     [
         "usage: mlclip <command> [--flags]",
         "",
-        *(f"  {name:<10}{summary}" for name, summary in COMMANDS.items()),
+        *(f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()),
         "",
         "mlclip <command> --help lists the flags of a command.",
     ]
 )
+HELP = ("-h", "--help", "help")
 
 
 def main(argv=None):
     """Runs a command; returns the exit code: 0, 2 for what the user must mend, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] in HELP:
         print(USAGE)
         return 0 if argv else 2
     name, *arguments = argv
     try:
         if name not in COMMANDS:
             raise InputError(f"no such command; there are {', '.join(COMMANDS)}")
-        importlib.import_module(f"mlclip_jax.{name}").main([f"mlclip {name}", *arguments])
+        command = importlib.import_module(COMMANDS[name][0])
+        if set(arguments) & set(HELP):
+            _print_help(command)
+            return 0
+        from mlclip_jax.recipes import parse_flags
+
+        command.main(parse_flags([f"mlclip {name}", *arguments], command.define_flags))
     except InputError as error:
         print(f"mlclip {name}: error: {error}", file=sys.stderr)
         return 2
@@ -39,6 +47,17 @@ def main(argv=None):
         print(f"mlclip {name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _print_help(command):
+    from absl import flags
+
+    values = flags.FlagValues()
+    command.define_flags(values, [])
+    print(f"{command.main.__doc__}\n")
+    for name in values:
+        default = "" if values[name].default is None else f" (default {values[name].default})"
+        print(f"  --{name:<11}{values[name].help}{default}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from mlclip_jax.metrics import PROTOCOL, bootstrap_mean_average_precision, mean_
 from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import make_mesh, replicated
 from mlclip_jax.progress import progress_bar
-from mlclip_jax.recipes import flat_config, parse_flags
+from mlclip_jax.recipes import flat_config
 from mlclip_jax.zero_shot import cosine_scores, standardise
 
 # What is ranked, given an adapter's scores and plain cosine, both (N, K): the scores as they come;
@@ -35,9 +35,8 @@ _mean_average_precision = jax.jit(mean_average_precision)
 _bootstrap = jax.jit(bootstrap_mean_average_precision, static_argnums=3)
 
 
-def main(argv):
-    """`mlclip evaluate --workdir=RUN[,RUN...] [--embeddings=FILE | --images=FOLDER] [--labels=FILE]`"""
-    values = parse_flags(argv, _define_flags)
+def main(values):
+    """mlclip evaluate --workdir=RUN[,RUN...] [--embeddings=FILE | --images=FOLDER] [--labels=FILE]"""
     source = {name: values[name].value for name in ("embeddings", "images", "labels")}
     print_comparison(compare(values.workdir, source if any(source.values()) else None, values.bootstrap))
 
@@ -290,7 +289,7 @@ def _load_backbone(config):
     return load_backbone(config.backbone)
 
 
-def _define_flags(values, _):
+def define_flags(values, _):
     flags.DEFINE_list("workdir", None, "folders of runs, separated by commas", flag_values=values)
     flags.DEFINE_string("embeddings", None, ".npz or .npy of image embeddings", flag_values=values)
     flags.DEFINE_string("images", None, "or a folder of images", flag_values=values)

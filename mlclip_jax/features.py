@@ -10,7 +10,6 @@ from absl import flags
 from mlclip_jax.data.sources import Embeddings, list_images, read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder, replacing
-from mlclip_jax.recipes import parse_flags
 from mlclip_jax.texts.templates import fill
 
 
@@ -56,9 +55,8 @@ def write_embeddings(path, embeddings):
         np.savez(file, **{name: np.asarray(array) for name, array in arrays.items() if array is not None})
 
 
-def main(argv):
-    """`mlclip embed --backbone=NAME (--images=FOLDER | --texts=FILE) --output=FILE.npz`"""
-    values = parse_flags(argv, _define_flags)
+def main(values):
+    """mlclip embed --backbone=NAME (--images=FOLDER | --texts=FILE) --output=FILE.npz"""
     if (values.images is None) == (values.texts is None):
         raise InputError("give either --images=FOLDER or --texts=FILE")
     if values.template is not None and "{labels}" not in values.template:
@@ -79,7 +77,7 @@ def main(argv):
     print(f"{count} embeddings of width {width} in {values.output}")
 
 
-def _define_flags(values, _):
+def define_flags(values, _):
     flags.DEFINE_string("backbone", None, "folder or hub name of a CLIP", flag_values=values)
     flags.DEFINE_string("revision", None, "commit, branch or tag on the hub", flag_values=values)
     flags.DEFINE_string("images", None, "folder of images, searched with its subfolders", flag_values=values)

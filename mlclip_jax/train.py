@@ -37,9 +37,8 @@ from mlclip_jax.texts.mixtures import mix_class_embeddings
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, write_texts
 
 
-def main(argv):
-    """`mlclip train --config=RECIPE[:variant] --workdir=FOLDER [--config.key=value ...]`"""
-    values = recipes.parse_flags(argv, _define_flags)
+def main(values):
+    """mlclip train --config=RECIPE[:variant] --workdir=FOLDER [--config.key=value ...]"""
     train(values.config, values.workdir)
     if any(values.config.evaluation.values()):
         evaluate.print_comparison(evaluate.compare([values.workdir]))
@@ -63,7 +62,9 @@ def train(config, workdir):
     """
     mesh = make_mesh()
     _check(config, mesh.size)
-    workdir = _open_workdir(workdir, config)
+    workdir = Path(workdir)
+    make_folder(workdir)
+    _check_same_run(workdir, config)
     backbone = functools.cache(lambda: _load_backbone(config))
     class_texts = read_class_texts(config, backbone)
     texts = read_training_texts(config, class_texts, backbone, workdir)
@@ -89,6 +90,8 @@ def train(config, workdir):
             print(f"{workdir}: going on from step {step} of {config.train.steps}", file=sys.stderr)
         else:
             state = jax.device_put(state, replicated(mesh))
+            with replacing(workdir / "config.json") as temporary:
+                temporary.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
             write_embeddings(workdir / "class_texts.npz", class_texts)
         log = Log(workdir / "metrics.jsonl", step)
 
@@ -192,7 +195,8 @@ def make_train_step(graph, optimizer, perturbation, key):
         total, count, gradient = jax.lax.psum((total, count, gradient), AXIS)
         count = jnp.maximum(count, 1)
         gradient = jax.tree.map(lambda g: g / count, gradient)
-        updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["parameters"])
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; all else here runs strictly
+            updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["parameters"])
         parameters = optax.apply_updates(state["parameters"], updates)
         return {"parameters": parameters, "optimizer": optimizer_state}, {"loss": total / count}
 
@@ -272,15 +276,11 @@ def _load_backbone(config):
     return load_backbone(config.backbone)
 
 
-def _open_workdir(workdir, config):
-    """Makes the folder and notes the config in it, or checks that the run in it has this config."""
-    workdir = Path(workdir)
-    make_folder(workdir)
+def _check_same_run(workdir, config):
+    """Refuses a folder that holds a run of another config."""
     path = workdir / "config.json"
     if not path.is_file():
-        with replacing(path) as temporary:
-            temporary.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
-        return workdir
+        return
     there, here = (recipes.flat_config(c) for c in (json.loads(path.read_text(encoding="utf-8")), config))
     for key in sorted(there.keys() | here.keys()):
         # What is scored does not change what is trained.
@@ -289,7 +289,6 @@ def _open_workdir(workdir, config):
                 f"{workdir} holds a run with {key} {there.get(key)!r}, not {here.get(key)!r}; "
                 "give that value, or another --workdir"
             )
-    return workdir
 
 
 def _check(config, num_devices):
@@ -323,7 +322,7 @@ def _check(config, num_devices):
             raise InputError(f"--config.{key}={flat[key]} cannot be: it must be {wanted}")
 
 
-def _define_flags(values, argv):
+def define_flags(values, argv):
     recipes.define_config(values, argv)
     flags.DEFINE_string("workdir", None, "folder of this run, made if it is missing", flag_values=values)
     flags.mark_flag_as_required("workdir", values)

@@ -161,10 +161,10 @@ def read_lines(path):
 
 def _read_arrays(path):
     try:
-        loaded = np.load(path, allow_pickle=False)  # a pickle could run code
-        if isinstance(loaded, np.ndarray):
-            return {ARRAY_NAMES["vectors"][0]: loaded}
-        with loaded:
+        with Path(path).open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)  # a pickle could run code
+            if isinstance(loaded, np.ndarray):
+                return {ARRAY_NAMES["vectors"][0]: loaded}
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise InputError(f"no such file of embeddings: {path}") from None

@@ -1,18 +1,16 @@
 """Pixels and token ids against transformers' own, which need no torch."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from clip_cases import TEXTS, images
 from PIL import Image
+from real_data import VOCABULARY, needs_real_data
 from tiny_clip import VIT_B_32, read_merges, write_processing
 
 from mlclip_jax import InputError
 from mlclip_jax.backbones.processing import Tokenizer, read_image_processor
-
-VOCABULARY = Path(__file__).parents[3] / "shared/data/clip_bpe/bpe_simple_vocab_16e6.txt.gz"
 
 
 def reference_pixels(folder, pictures):
@@ -86,9 +84,7 @@ def test_token_ids_are_transformers(tmp_path):
     assert (ids.dtype, ids.shape, cut) == (np.int32, (len(texts), 16), 2)  # of many bytes, of many words
 
 
-@pytest.mark.skipif(
-    not VOCABULARY.is_file(), reason="needs CLIP's published vocabulary, which is not part of this"
-)
+@needs_real_data
 def test_clips_own_vocabulary_gives_clips_own_ids(tmp_path):
     write_processing(tmp_path, VIT_B_32, read_merges(VOCABULARY))
     ids, _ = Tokenizer(tmp_path, 77)(["a photo of a cat", "A  Photo of a CAT"])

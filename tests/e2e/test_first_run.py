@@ -1,0 +1,65 @@
+"""The main job on real photographs: a real modality gap, a real mAP."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from real_data import CLASS_TEXTS, PHOTOGRAPHS, VOCABULARY, needs_real_data
+from tiny_clip import VIT_B_32, read_merges, write_clip
+
+from mlclip_jax import evaluate
+from mlclip_jax.cli import main
+from mlclip_jax.data.sources import read_embeddings
+
+pytestmark = needs_real_data
+EMBEDDINGS = PHOTOGRAPHS / "clip_vit_b32_embeddings.npz"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    arguments = [
+        "train",
+        "--config=tai:embeddings",
+        f"--workdir={workdir}",
+        f"--config.texts.class_embeddings={CLASS_TEXTS}",
+        f"--config.evaluation.embeddings={EMBEDDINGS}",
+    ]
+    assert main(arguments) == 0
+    return workdir
+
+
+def test_trained_on_texts_it_ranks_photographs_better_than_cosine(run):
+    comparison = evaluate.compare([run], num_samples=200)
+    rows = {(row["method"], row["scoring"]): row for row in comparison["rows"]}
+    # Computed apart from this package, with scikit-learn.
+    assert rows["cosine zero-shot", "raw"]["mAP"] == pytest.approx(49.8205, abs=1e-3)
+    assert rows["cosine zero-shot", "standardised"]["mAP"] == pytest.approx(58.6670, abs=1e-3)
+    assert comparison["protocol"]["classes"].startswith("63 of 80 ")
+    trained = rows["TaI-Adapter", "raw"]
+    assert trained["mAP"] > 53
+    assert trained["over_cosine"][1] > 0  # the lower bound of the paired interval
+    assert rows["TaI-Adapter", "fused"]["mAP"] > 57
+
+
+def test_labels_from_a_table_are_those_in_the_embeddings(run, capsys):
+    figures = []
+    for labels in ([], [f"--labels={PHOTOGRAPHS / 'labels.csv'}"]):
+        source = [f"--workdir={run}", f"--embeddings={EMBEDDINGS}", "--bootstrap=1"]
+        assert main(["evaluate", *source, *labels]) == 0
+        capsys.readouterr()
+        figures.append(json.loads((run / "evaluation.json").read_text())["mAP"])
+    assert figures[0] == figures[1]
+
+
+def test_every_photograph_passes_a_full_size_clip(tmp_path, capsys):
+    clip = write_clip(tmp_path / "clip", VIT_B_32, merges=read_merges(VOCABULARY))
+    images = PHOTOGRAPHS / "images"
+    output = tmp_path / "out.npz"
+    assert main(["embed", f"--backbone={clip}", f"--images={images}", f"--output={output}"]) == 0
+    assert "179 embeddings of width 512" in capsys.readouterr().out
+    stored = read_embeddings(output)
+    with (PHOTOGRAPHS / "labels.csv").open() as file:
+        assert set(stored.names) == {row["filename"] for row in csv.DictReader(file)}
+    assert len(np.unique(stored.vectors, axis=0)) == 179

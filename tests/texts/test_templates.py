@@ -1,0 +1,75 @@
+"""Labels in, English out."""
+
+import numpy as np
+import pytest
+
+from mlclip_jax.texts.templates import TEMPLATES, fill, noun_phrase, write_texts
+
+NAMES = ["dog", "umbrella", "scissors", "broccoli", "traffic_light", "bus"]
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase"),
+    [
+        ("dog", "a dog"),
+        ("umbrella", "an umbrella"),
+        ("hour glass", "an hour glass"),
+        ("unicorn", "a unicorn"),
+        ("traffic_light", "a traffic light"),
+        ("scissors", "scissors"),
+        ("skis", "skis"),
+        ("flowers", "flowers"),
+        ("people", "people"),
+        ("broccoli", "broccoli"),
+        ("sky", "sky"),
+        ("bus", "a bus"),
+        ("wine glass", "a wine glass"),
+        ("sheep", "a sheep"),
+        ("sports ball", "a sports ball"),
+        ("glass of water", "a glass of water"),
+        ("pair of scissors", "a pair of scissors"),
+        ("TV", "a TV"),
+    ],
+)
+def test_articles(name, phrase):
+    assert noun_phrase(name) == phrase
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (["umbrella"], "there is an umbrella in the photo."),
+        (["skis"], "there are skis in the photo."),
+        (["dog", "umbrella"], "there are a dog and an umbrella in the photo."),
+        (["dog", "scissors", "bus"], "there are a dog, scissors and a bus in the photo."),
+    ],
+)
+def test_lists_and_verbs(labels, sentence):
+    assert fill("there {is} {labels} in the photo.", labels) == sentence
+
+
+def test_every_template_reads_for_one_label_and_for_several():
+    for template in TEMPLATES:
+        for labels in (["dog"], ["dog", "owl", "cat"]):
+            text = fill(template, labels)
+            assert "{" not in text
+            assert text.endswith(".")
+            assert ("a dog" if len(labels) == 1 else "a dog, an owl and a cat") in text
+
+
+def test_texts_name_their_labels_and_no_others():
+    generator = np.random.default_rng(0)
+    label_sets = (generator.random((300, len(NAMES))) < 0.4).astype(np.int8)
+    label_sets = label_sets[label_sets.any(axis=1)]
+    texts = write_texts(label_sets, NAMES, seed=1)
+    for labels, text in zip(label_sets, texts):
+        named = [noun_phrase(name) in text for name in NAMES]
+        np.testing.assert_array_equal(named, labels)
+    assert texts == write_texts(label_sets, NAMES, seed=1)
+    assert texts != write_texts(label_sets, NAMES, seed=2)
+
+
+def test_templates_and_orders_vary():
+    texts = write_texts(np.ones((400, 2), np.int8), ["dog", "cat"], seed=0)
+    assert {text.index("dog") < text.index("cat") for text in texts} == {True, False}
+    assert len(set(texts)) == 2 * len(TEMPLATES)
