@@ -29,6 +29,7 @@ EXTRAS = {
         "hypothesis>=6.100,<7",  # property-based tests
         "scikit-learn>=1.6,<2",  # the reference of the metrics
         "ruff>=0.12,<1",  # lint and format
+        "setuptools>=77",  # builds the wheel whose content is tested
     ],
     "parity": ["torch==2.13.0"],  # the reference of the backbones and the optimiser
 }

@@ -95,8 +95,7 @@ def train(config, workdir):
             write_embeddings(workdir / "class_texts.npz", class_texts)
         log = Log(workdir / "metrics.jsonl", step)
 
-        with progress_bar(config.train.steps, "training", "steps") as bar:
-            bar.update(step)
+        with progress_bar(config.train.steps, "training", "steps", done=step) as bar:
             while step < config.train.steps:
                 end = _next_boundary(step, config.train)
                 steps = np.arange(step, end, dtype=np.int32)
@@ -119,6 +118,7 @@ def train(config, workdir):
                 if _is_due(step, config.train.checkpoint_every) or step == config.train.steps:
                     log.write_pending()  # the log is complete up to every checkpoint
                     checkpoints.save(step, state)
+    print(f"{workdir}: trained {step} steps on {len(texts.vectors)} texts about {num_labels} labels")
     return state["parameters"]
 
 

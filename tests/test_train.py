@@ -181,6 +181,29 @@ def test_from_texts_and_pixels(folder, tmp_path, capsys):
     assert (workdir / "texts.npz").stat().st_mtime_ns == before
 
 
+def test_embedded_first_and_then_trained(folder, tmp_path, capsys):
+    """The way the README shows: every input of the run is a file that `mlclip embed` wrote."""
+    embed = ["embed", f"--backbone={folder / 'clip'}"]
+    names = [f"--texts={folder / 'labels.txt'}", "--template=a photo of {labels}."]
+    assert main([*embed, *names, f"--output={tmp_path / 'class_texts.npz'}"]) == 0
+    assert main([*embed, f"--images={folder / 'images'}", f"--output={tmp_path / 'photographs.npz'}"]) == 0
+    arguments = train_arguments(
+        tmp_path,
+        tmp_path / "run",
+        evaluation__embeddings=tmp_path / "photographs.npz",
+        evaluation__labels=folder / "table.csv",
+    )
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "class texts 'a photo of {labels}.'" in output
+    assert "image size  24x24" in output
+    assert f"backbone    {folder / 'clip'} (sha256 " in output
+    # The same scores as where the run embeds for itself.
+    assert main(template_arguments(folder, tmp_path / "itself")) == 0
+    cosine = [line for line in output.splitlines() if line.startswith("| cosine")]
+    assert cosine == [line for line in capsys.readouterr().out.splitlines() if line.startswith("| cosine")]
+
+
 def test_embeddings_of_another_backbone_are_refused(folder, tmp_path, capsys):
     assert main(template_arguments(folder, tmp_path / "run")) == 0
     other = write_clip(tmp_path / "other", seed=1)
