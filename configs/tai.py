@@ -1,4 +1,7 @@
-"""TaI-Adapter: train on texts, score images (arXiv 2312.04160, table 2, zero-shot rows).
+"""TaI-Adapter: train on texts, score images (arXiv 2312.04160).
+
+Its table 2 (zero-shot, CLIP RN50, 224 pixels, texts by an LLM): mAP 89.0 on VOC2007, 67.7 on COCO,
+53.3 on NUS-WIDE.
 
     mlclip train --config=tai:embeddings --workdir=runs/tai \\
         --config.texts.class_embeddings=class_texts.npz --config.evaluation.embeddings=photographs.npz
@@ -14,7 +17,9 @@ Variants:
 The paper trains on 10,000 texts for 60 epochs (9,375 steps of 64) at a peak rate of 1e-4, radius 25. Here the
 peak rate is 1e-3 over 3,000 steps. The radius is 12: about the distance between an image's embedding and that
 of the class text nearest to it, which needs no label to measure.
-Measured figures: README, "What it scores".
+
+Measured (variant embeddings, ViT-B/32, 179 COCO photographs, 80 labels): 57.3 mAP, plain cosine 49.8;
+13 seconds on 2 CPU cores. README, "What it scores", has the protocol, the spread and the other settings.
 """
 
 from ml_collections import ConfigDict

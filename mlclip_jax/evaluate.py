@@ -153,6 +153,10 @@ def read_images(source, class_texts, load_backbone):
             "both must come from one backbone"
         )
     labels = _aligned_labels(source.get("labels"), split, images, class_texts.names)
+    if not np.any(labels == 1):
+        raise InputError(
+            f"{split}: no image has any of the {len(class_texts.names)} labels, so no mAP exists"
+        )
     origin = (images.origin or {}) | {"split": str(split)}
     return images._replace(labels=labels, label_names=class_texts.names, origin=origin)
 

@@ -139,6 +139,11 @@ def read_class_texts(config, backbone):
 def read_training_texts(config, class_texts, backbone, workdir):
     """`Embeddings` of the training texts (N, D), with labels (N, K)."""
     label_names, num_labels = class_texts.names, len(class_texts.names)
+    if config.texts.number < num_labels:
+        raise InputError(
+            f"--config.texts.number={config.texts.number} leaves labels without a text; "
+            f"there are {num_labels}: give at least that many"
+        )
     labels = sample_label_sets(config.seed, config.texts.number, num_labels, config.texts.max_labels)
     if "class_embeddings" in config.texts:
         return Embeddings(mix_class_embeddings(labels, class_texts.vectors), labels=labels)

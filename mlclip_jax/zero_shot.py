@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 
 def cosine_scores(image_embeddings, class_embeddings):
-    """Cosine of every image with every class text: `(N, D)` and `(K, D)` to `(N, K)`."""
+    """Cosine of every image with every class text: `(N, D)` and `(K, D)` to `(N, K)`; 0 for a zero vector."""
     return _unit(image_embeddings) @ _unit(class_embeddings).T
 
 
@@ -21,4 +21,5 @@ def standardise(scores):
 
 
 def _unit(vectors):
-    return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    length = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / jnp.where(length > 0, length, 1)

@@ -146,13 +146,24 @@ def test_embeddings_that_do_not_fit(capsys, world, tmp_path):
     arguments = train_arguments(world, tmp_path / "run", evaluation__embeddings=tmp_path / "other.npz")
     refused(capsys, arguments, "name different classes: 2 are in only one of them, such as 'scissors'")
 
+    arrays["class_names"] = ["cat", "dog", "owl", "bus", "kite", "scissors"]
+    arrays["labels"][:] = 0
+    np.savez(tmp_path / "none.npz", **arrays)
+    arguments = train_arguments(world, tmp_path / "run", evaluation__embeddings=tmp_path / "none.npz")
+    refused(capsys, arguments, "no image has any of the 6 labels")
+
     del arrays["labels"], arrays["class_names"]
     np.savez(tmp_path / "bare.npz", **arrays)
     arguments = train_arguments(world, tmp_path / "run", evaluation__embeddings=tmp_path / "bare.npz")
     refused(capsys, arguments, "holds no labels: give a CSV of them")
 
-    arguments = train_arguments(world, tmp_path / "run", texts__class_embeddings=tmp_path / "none.npz")
-    refused(capsys, arguments, r"no such file of embeddings: .*none\.npz")
+    arguments = train_arguments(world, tmp_path / "run", texts__class_embeddings=tmp_path / "nowhere.npz")
+    refused(capsys, arguments, r"no such file of embeddings: .*nowhere\.npz")
+
+    arguments = train_arguments(world, tmp_path / "run", texts__number=5)
+    refused(
+        capsys, arguments, "texts.number=5 leaves labels without a text; there are 6: give at least that many"
+    )
 
 
 def test_a_workdir_that_cannot_be_written(capsys, world, tmp_path):

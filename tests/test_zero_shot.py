@@ -12,6 +12,11 @@ def test_cosine_scores_ignore_lengths():
     np.testing.assert_allclose(cosine_scores(images, classes), [[0, 1, -half], [half, half, -1]], atol=1e-6)
 
 
+def test_a_zero_vector_resembles_nothing():
+    scores = cosine_scores(np.array([[0.0, 0.0], [1.0, 2.0]], np.float32), np.ones((3, 2), np.float32))
+    np.testing.assert_array_equal(scores[0], 0)
+
+
 def test_standardise_gives_every_image_mean_0_and_deviation_1():
     scores = np.random.default_rng(0).normal(3, 5, (4, 9)).astype(np.float32)
     standardised = standardise(scores)
