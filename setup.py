@@ -4,14 +4,14 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Every bound is a version the tests have passed on; the upper ones keep out releases nobody has tried.
+# The tests have passed on the lower bounds; the upper ones keep out the next release that may break things.
 DEPENDENCIES = [
     "jax>=0.10.2,<0.13",  # arrays, compilation, devices; 0.10.2 is the last release for Python 3.11
     "flax>=0.12.8,<0.13",  # nnx modules
     "optax>=0.2.8,<0.3",  # AdamW and the 1-cycle schedule
     "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints, through its v1 API
     "transformers>=5.5,<6",  # Hugging Face's config.json defaults and tokenizer.json
-    "huggingface-hub>=1.0,<3",  # weights by hub name
+    "huggingface-hub>=1.5,<3",  # weights by hub name
     "safetensors>=0.5,<1",  # the one weight format that is read
     "ml-collections>=1.1,<2",  # recipes and their overrides on the command line
     "absl-py>=2.1,<3",  # command-line flags
@@ -31,7 +31,7 @@ EXTRAS = {
         "ruff>=0.12,<1",  # lint and format
         "setuptools>=77",  # builds the wheel whose content is tested
     ],
-    "parity": ["torch==2.13.0"],  # the reference of the backbones and the optimiser
+    "parity": ["torch==2.13.0"],  # the reference of the backbones
 }
 
 setup(

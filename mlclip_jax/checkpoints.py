@@ -16,18 +16,24 @@ class Checkpoints:
 
     Args:
       folder: where they are kept, one subfolder per step.
-      frozen: fingerprint of what was frozen in training (see `weights.fingerprint`).
+      frozen: fingerprint of what was frozen in training (see `weights.fingerprint`), and of the labels.
+      read_only: leave the folder as it is; a run may be writing there. Only one process may do otherwise.
       keep: how many of the latest are kept.
+
+    Raises:
+      InputError: there is no checkpoint to read.
     """
 
-    def __init__(self, folder, frozen, *, keep=2):
+    def __init__(self, folder, frozen, *, read_only=False, keep=2):
+        if read_only and not any(path.name.isdigit() for path in Path(folder).glob("*")):
+            raise InputError(f"no checkpoint in {folder}: start the command of this run again")
         self._frozen = frozen
         self._checkpointer = ocp.training.Checkpointer(
             Path(folder).absolute(),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             # The caller decides when to save.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
         )
 
     def __enter__(self):
@@ -50,19 +56,26 @@ class Checkpoints:
         """The newest checkpoint: those trees of it that `abstract_state` holds, placed as it says.
 
         Raises:
-          InputError: there is no checkpoint, or it was trained on other frozen weights.
+          InputError: there is no checkpoint, it cannot be read, or it was trained on other frozen weights.
         """
         self._checkpointer.wait()  # for a save that is still being written
-        step = self.latest_step
+        folder, step = self._checkpointer.directory, self.latest_step
         if step is None:
-            raise InputError(f"no checkpoint in {self._checkpointer.directory}: train first")
-        frozen = self._checkpointer.metadata(step).custom_metadata["frozen"]
-        if frozen["sha256"] != self._frozen["sha256"]:
+            raise InputError(f"no checkpoint in {folder}: train first")
+        try:
+            frozen = self._checkpointer.metadata(step).custom_metadata["frozen"]
+            matches = all(frozen[key] == self._frozen[key] for key in ("sha256", "labels"))
+            if matches:
+                return self._checkpointer.load_checkpointables(step, abstract_state)
+        except Exception as error:  # orbax has no common base for what a damaged checkpoint raises
             raise InputError(
-                f"the checkpoint in {self._checkpointer.directory} was trained on {describe(frozen)}, "
-                f"not on {describe(self._frozen)}; give what it was trained on, or another --workdir"
-            )
-        return self._checkpointer.load_checkpointables(step, abstract_state)
+                f"cannot read the checkpoint {folder}/{step} ({type(error).__name__}); "
+                "remove it to go on from the one before"
+            ) from error
+        raise InputError(
+            f"the checkpoint in {folder} was trained on {describe(frozen)}, "
+            f"not on {describe(self._frozen)}; give what it was trained on, or another --workdir"
+        )
 
 
 def abstract(tree, sharding):
@@ -71,6 +84,7 @@ def abstract(tree, sharding):
 
 
 def describe(frozen):
-    """A fingerprint in words: name, revision and the first digits of the hash."""
+    """A fingerprint in words: name, revision and the first digits of the hashes."""
     revision = f"@{frozen['revision'][:12]}" if frozen["revision"] else ""
-    return f"{frozen['name']}{revision} (sha256 {frozen['sha256'][:12]})"
+    labels = f", labels {frozen['labels'][:12]}" if "labels" in frozen else ""
+    return f"{frozen['name']}{revision} (sha256 {frozen['sha256'][:12]}{labels})"

@@ -1,8 +1,11 @@
 """The command line: `mlclip <command> --flags`. Nothing heavy is imported before a command needs it."""
 
 import importlib
+import os
 import sys
+import warnings
 
+from mlclip_jax import __version__
 from mlclip_jax.errors import InputError
 
 # Each command's module defines `define_flags(values, argv)` and `main(values)`.
@@ -20,21 +23,24 @@ USAGE = "\n".join(
         "mlclip <command> --help lists the flags of a command.",
     ]
 )
-HELP = ("-h", "--help", "help")
 
 
 def main(argv=None):
     """Runs a command; returns the exit code: 0, 2 for what the user must mend, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in HELP:
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"mlclip {__version__}")
+        return 0
     name, *arguments = argv
+    warnings.formatwarning = lambda message, *_: f"mlclip {name}: warning: {message}\n"
     try:
         if name not in COMMANDS:
             raise InputError(f"no such command; there are {', '.join(COMMANDS)}")
         command = importlib.import_module(COMMANDS[name][0])
-        if set(arguments) & set(HELP):
+        if {"-h", "--help"} & set(arguments):
             _print_help(command)
             return 0
         from mlclip_jax.recipes import parse_flags
@@ -43,6 +49,9 @@ def main(argv=None):
     except InputError as error:
         print(f"mlclip {name}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # what reads the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(f"mlclip {name}: interrupted", file=sys.stderr)
         return 130

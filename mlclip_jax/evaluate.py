@@ -37,37 +37,51 @@ _bootstrap = jax.jit(bootstrap_mean_average_precision, static_argnums=3)
 
 def main(values):
     """mlclip evaluate --workdir=RUN[,RUN...] [--embeddings=FILE | --images=FOLDER] [--labels=FILE]"""
+    if values.embeddings and values.images:
+        raise InputError("give either --embeddings=FILE or --images=FOLDER")
+    workdirs = [workdir for given in values.workdir for workdir in given.split(",")]
+    runs = [read_run(workdir) for workdir in workdirs]
+    config, class_texts = runs[0]["config"], runs[0]["class_texts"]
     source = {name: values[name].value for name in ("embeddings", "images", "labels")}
-    print_comparison(compare(values.workdir, source if any(source.values()) else None, values.bootstrap))
+    if not any(source.values()):
+        source = config.evaluation
+    images = read_images(source, class_texts, lambda: _load_backbone(config))
+    print_comparison(compare(runs, images, values.bootstrap))
 
 
-def compare(workdirs, source=None, num_samples=1000):
+def compare(runs, images, num_samples=1000):
     """Scores runs on the same images, and compares them with plain cosine and with one another.
 
     Runs whose configs differ in nothing but the seed are one method. Each run's own figures are also
     written to `evaluation.json` in its folder.
 
     Args:
-      workdirs: folders of runs, trained on the same class texts.
-      source: `embeddings` or `images`, and `labels`, as in a recipe's `evaluation`; the first run's if None.
+      runs: from `read_run`; finished, and trained on the same class texts.
+      images: from `read_images`.
       num_samples: resamples of the paired bootstrap.
 
     Returns:
       A dict of `protocol`, what the figures mean, and `rows`: for each method and scoring its number of
-      `seeds`, mean `mAP` and `spread` over seeds in percent, and the differences `over_cosine` and
-      `over_first` (method among the runs) as [difference, lower, upper] bounds of the 95% interval.
+      `seeds`, mean `mAP` and `spread` (standard deviation) over seeds in percent, and the differences
+      `over_cosine` and `over_first` (method among the runs) as [difference, lower, upper] bounds of the 95%
+      interval.
 
     Raises:
-      InputError: a folder holds no trained run, the runs do not belong together, or the images do not fit.
+      InputError: the runs do not belong together, or one of them is not finished.
     """
-    runs = [read_run(workdir) for workdir in workdirs]
-    config, class_texts = runs[0]["config"], runs[0]["class_texts"]
+    class_texts = runs[0]["class_texts"]
+    trained = {}
     for run in runs:
-        if run["class_texts"].origin["sha256"] != class_texts.origin["sha256"]:
+        if any(run["class_texts"].origin[key] != class_texts.origin[key] for key in ("sha256", "labels")):
             raise InputError(
                 f"{runs[0]['workdir']} and {run['workdir']} were trained on different class texts"
             )
-    images = read_images(source or config.evaluation, class_texts, lambda: _load_backbone(config))
+        if run["step"] < run["config"].train.steps:
+            steps = f"step {run['step']} of {run['config'].train.steps}"
+            raise InputError(f"{run['workdir']} stopped at {steps}; start its command again to finish it")
+        twin = trained.setdefault(json.dumps(_settings(run), sort_keys=True), run["workdir"])
+        if twin is not run["workdir"]:
+            raise InputError(f"{twin} and {run['workdir']} are the same run twice; leave one out")
 
     cosine = np.asarray(cosine_scores(images.vectors, class_texts.vectors))
     protocol = _protocol(images, class_texts, num_samples)
@@ -99,17 +113,16 @@ def read_run(workdir):
     Raises:
       InputError: the folder holds no run, or one without a checkpoint.
     """
+    if not str(workdir):
+        raise InputError("an empty name among the folders of runs")
     workdir = Path(workdir)
-    try:
-        config = ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{workdir} holds no run: cannot read its config.json; train there first") from error
-    if not (workdir / "class_texts.npz").is_file():
+    config = read_config(workdir)
+    if not (workdir / "classes.npz").is_file():
         raise InputError(f"{workdir} holds a run without a checkpoint; train it first")
-    class_texts = read_embeddings(workdir / "class_texts.npz")
+    class_texts = read_embeddings(workdir / "classes.npz")
     num_labels, width = class_texts.vectors.shape
     graph, parameters = split_module(TaIAdapter(width, num_labels, **config.adapter, rngs=nnx.Rngs(0)))
-    with Checkpoints(workdir / "checkpoints", class_texts.origin) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", class_texts.origin, read_only=True) as checkpoints:
         wanted = {"parameters": abstract(parameters, replicated(make_mesh()))}
         parameters = checkpoints.restore(wanted)["parameters"]
         step = checkpoints.latest_step
@@ -121,6 +134,25 @@ def read_run(workdir):
         "parameters": parameters,
         "step": step,
     }
+
+
+def read_config(workdir):
+    """The config of the run in a folder, a `ConfigDict`.
+
+    Raises:
+      InputError: the folder holds no run, or its config.json is damaged.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+        if not {"seed", "evaluation", "adapter", "train"} <= set(config.keys()):
+            raise ValueError("it is no config of a run")
+    except FileNotFoundError:
+        raise InputError(f"{workdir} holds no run: it has no config.json; train there first") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot read {path} ({reason}); restore it, or train in another folder") from error
+    return config
 
 
 def read_images(source, class_texts, load_backbone):
@@ -173,7 +205,10 @@ def _aligned_labels(path, split, images, label_names):
             raise InputError(f"{split} does not name its images, so {path} cannot be matched with them")
         return read_labels(path, images.names, label_names)
     if images.labels is None:
-        raise InputError(f"{split} holds no labels: give a CSV of them, labels=FILE")
+        raise InputError(
+            f"{split} holds no labels: give a CSV of them, --labels=FILE "
+            "(for train, --config.evaluation.labels=FILE)"
+        )
     if images.label_names is None:
         if images.labels.shape[1] != len(label_names):
             raise InputError(
@@ -230,10 +265,15 @@ def _measure(all_scores, labels, num_samples, bar):
 
 
 def _difference(measured, name, reference):
-    """Difference of two methods' mean figures, and the bounds of its 95% interval."""
+    """Difference of two methods' mean figures, and the bounds of its 95% interval.
+
+    The basic bootstrap: a resample repeats images, which shifts average precision upwards, and the basic
+    interval takes that shift out where the percentile interval would keep it.
+    """
     (figures, resampled), (reference_figures, reference_resampled) = measured[name], measured[reference]
+    difference = float(figures.mean() - reference_figures.mean())
     lower, upper = np.nanquantile(resampled - reference_resampled, (0.025, 0.975))
-    return [float(figures.mean() - reference_figures.mean()), float(lower), float(upper)]
+    return [difference, 2 * difference - float(upper), 2 * difference - float(lower)]
 
 
 def _write_evaluation(run, scores, cosine, labels, protocol):
@@ -246,15 +286,16 @@ def _write_evaluation(run, scores, cosine, labels, protocol):
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def _settings(run):
+    """A run's config without what changes nothing of its result."""
+    flat = flat_config(run["config"])
+    return {key: value for key, value in flat.items() if not key.startswith("evaluation.")}
+
+
 def _method_name(run, runs):
     """What sets a run apart from the others, its seed aside: "radius=12.0, sampling=surface"."""
-    configs = [flat_config(other["config"]) for other in runs]
-    own = flat_config(run["config"])
-    differing = [
-        key
-        for key in own
-        if key != "seed" and not key.startswith("evaluation.") and len({str(c.get(key)) for c in configs}) > 1
-    ]
+    configs, own = [_settings(other) for other in runs], _settings(run)
+    differing = [key for key in own if key != "seed" and len({str(c.get(key)) for c in configs}) > 1]
     return ", ".join(f"{key.split('.')[-1]}={own[key]}" for key in differing) or "TaI-Adapter"
 
 
@@ -270,13 +311,14 @@ def _protocol(images, class_texts, num_samples):
         "image size": "not recorded" if image_size is None else "x".join(map(str, image_size)),
         "class texts": f"{template!r}" if template else f"{class_texts.origin['name']}, prompt not recorded",
         "backbone": describe(backbone) if backbone else "not recorded",
-        "interval": f"95%, paired bootstrap over images, {num_samples} resamples",
+        "interval": f"95%, basic paired bootstrap over images, {num_samples} resamples",
     }
 
 
 def _backbone_of(origin):
     """The fingerprint of the backbone behind embeddings, or None where it was not recorded."""
-    return None if origin is None else origin.get("backbone", origin)
+    backbone = None if origin is None else origin.get("backbone", origin)
+    return backbone and {key: value for key, value in backbone.items() if key != "labels"}
 
 
 def _interval(difference):
@@ -294,7 +336,7 @@ def _load_backbone(config):
 
 
 def define_flags(values, _):
-    flags.DEFINE_list("workdir", None, "folders of runs, separated by commas", flag_values=values)
+    flags.DEFINE_multi_string("workdir", None, "folders of runs, separated by commas", flag_values=values)
     flags.DEFINE_string("embeddings", None, ".npz or .npy of image embeddings", flag_values=values)
     flags.DEFINE_string("images", None, "or a folder of images", flag_values=values)
     flags.DEFINE_string("labels", None, ".csv of labels", flag_values=values)

@@ -10,7 +10,7 @@ from absl import flags
 from mlclip_jax.data.sources import Embeddings, list_images, read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder, replacing
-from mlclip_jax.texts.templates import fill
+from mlclip_jax.texts.templates import check_template, fill
 
 
 def embed_images(backbone, folder):
@@ -42,8 +42,7 @@ def write_embeddings(path, embeddings):
     Raises:
       InputError: the path cannot be written, or does not end in .npz.
     """
-    if Path(path).suffix != ".npz":
-        raise InputError(f"cannot write embeddings to {path}: the name must end in .npz")
+    _check_output(path)
     arrays = {
         "embeddings": embeddings.vectors,
         "names": embeddings.names,
@@ -55,16 +54,24 @@ def write_embeddings(path, embeddings):
         np.savez(file, **{name: np.asarray(array) for name, array in arrays.items() if array is not None})
 
 
+def _check_output(path):
+    if Path(path).suffix != ".npz" or Path(path).is_dir():
+        raise InputError(f"cannot write embeddings to {path}: it must be a file whose name ends in .npz")
+
+
 def main(values):
     """mlclip embed --backbone=NAME (--images=FOLDER | --texts=FILE) --output=FILE.npz"""
     if (values.images is None) == (values.texts is None):
         raise InputError("give either --images=FOLDER or --texts=FILE")
-    if values.template is not None and "{labels}" not in values.template:
-        raise InputError(f"--template={values.template!r} has no place for the name: write {{labels}} in it")
-    make_folder(Path(values.output).parent)  # known before the work is done, not after
+    if values.template is not None:
+        check_template(values.template)
+    _check_output(values.output)  # known before the work is done, not after
+    make_folder(Path(values.output).parent)
     from mlclip_jax.backbones import load_backbone
 
     lines = None if values.texts is None else read_lines(values.texts)
+    if values.images is not None:
+        list_images(values.images)  # refused before the backbone is loaded
     backbone = load_backbone(values.backbone, revision=values.revision)
     if values.images is not None:
         embeddings = embed_images(backbone, values.images)

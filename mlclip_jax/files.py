@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 from pathlib import Path
 
@@ -31,12 +32,31 @@ def replacing(path):
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(folder):
+    """Holds a folder for this process alone; the lock ends with the process, however that ends.
+
+    Raises:
+      InputError: another process holds it.
+    """
+    with (Path(folder) / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"another process is writing in {folder}; wait for it, or name another"
+            ) from error
+        yield
+
+
 def make_folder(path):
     """Makes a folder, and tries that files can be written in it.
 
     Raises:
       InputError: they cannot.
     """
+    if not str(path) or "://" in str(path):
+        raise InputError(f"cannot write in {str(path)!r}: name a folder of this machine")
     probe = Path(path) / f".writable.{os.getpid()}"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)

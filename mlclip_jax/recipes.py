@@ -16,7 +16,10 @@ def define_config(values, argv):
     A recipe is a path to a Python file with a `get_config`, or the name of one that ships with the package.
     """
     config_flags.DEFINE_config_file(
-        "config", help_string="recipe, by name or path, and its variant", flag_values=values, sys_argv=argv
+        "config",
+        help_string=f"recipe, by name ({', '.join(shipped_recipes())}) or path, and its variant",
+        flag_values=values,
+        sys_argv=argv,
     )
     flags.mark_flag_as_required("config", values)
 
@@ -40,13 +43,21 @@ def parse_flags(argv, define_flags):
     try:
         rest = values(argv)
     except (AttributeError, KeyError) as error:  # what ml_collections raises for a key that is not there
-        raise InputError(f"no such config key: {' '.join(str(error.args[0]).split())}") from error
-    except (flags.Error, SyntaxError) as error:
+        raise InputError(_unknown_key(str(error.args[0]))) from error
+    except (flags.Error, SyntaxError, ImportError) as error:
         # The last line says what was wrong; what comes before is the traceback of a recipe.
-        raise InputError(str(error).strip().splitlines()[-1]) from error
+        reason = str(error).strip().splitlines()[-1]
+        missing = re.search(r"[Ff]lag --(\w+) must have a value other than None", reason)
+        raise InputError(f"--{missing[1]} is missing" if missing else reason) from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return values
+
+
+def shipped_recipes():
+    """The recipes that ship with the package: a dict of names and paths."""
+    paths = (Path(str(file)) for file in files("mlclip_jax.configs").iterdir())
+    return {path.stem: path for path in sorted(paths) if path.suffix == ".py" and path.stem != "__init__"}
 
 
 def find_recipe(name):
@@ -57,8 +68,7 @@ def find_recipe(name):
     """
     if Path(name).is_file():
         return Path(name)
-    shipped = {Path(str(file)).stem: Path(str(file)) for file in files("mlclip_jax.configs").iterdir()}
-    shipped = {stem: path for stem, path in shipped.items() if path.suffix == ".py" and stem != "__init__"}
+    shipped = shipped_recipes()
     # "configs/tai.py" works from anywhere too, as it does from a checkout.
     if re.fullmatch(r"(configs/)?\w+(\.py)?", name) and Path(name).stem in shipped:
         return shipped[Path(name).stem]
@@ -74,6 +84,13 @@ def flat_config(config):
         else:
             flat[key] = value
     return flat
+
+
+def _unknown_key(message):
+    suggestion = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message)
+    if suggestion:
+        return f"no such config key: {suggestion[2]!r}; did you mean {suggestion[1]!r}?"
+    return f"no such config key in this recipe and variant: {' '.join(message.split())}"
 
 
 def _with_recipe_path(argv):

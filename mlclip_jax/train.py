@@ -5,6 +5,7 @@ goes on from its newest checkpoint to the result it would have had undisturbed.
 """
 
 import functools
+import hashlib
 import json
 import math
 import sys
@@ -16,16 +17,18 @@ import numpy as np
 import optax
 from absl import flags
 from flax import nnx
+from ml_collections import ConfigDict
 
 from mlclip_jax import evaluate, recipes
 from mlclip_jax.adapters.tai import TaIAdapter
 from mlclip_jax.backbones.weights import fingerprint
 from mlclip_jax.checkpoints import Checkpoints, abstract
+from mlclip_jax.configs import tai
 from mlclip_jax.data.pipeline import batch_indices
 from mlclip_jax.data.sources import Embeddings, read_embeddings, read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.features import embed_names, write_embeddings
-from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.files import locked, make_folder, replacing
 from mlclip_jax.losses import binary_cross_entropy_sum
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.modules import merge_module, split_module
@@ -40,15 +43,13 @@ from mlclip_jax.texts.templates import CLASS_TEMPLATE, write_texts
 def main(values):
     """mlclip train --config=RECIPE[:variant] --workdir=FOLDER [--config.key=value ...]"""
     train(values.config, values.workdir)
-    if any(values.config.evaluation.values()):
-        evaluate.print_comparison(evaluate.compare([values.workdir]))
 
 
 def train(config, workdir):
-    """Trains to the end, or goes on from the newest checkpoint in `workdir`.
+    """Trains to the end, or goes on from the newest checkpoint in `workdir`; then scores, and prints a table.
 
-    Leaves there `config.json`, `class_texts.npz` (the labels and their embeddings), `metrics.jsonl`, and
-    the checkpoints.
+    Leaves in `workdir` the resolved `config.json`, `classes.npz` (the labels and their embeddings),
+    `metrics.jsonl`, the checkpoints, and `evaluation.json` where the config names images to score.
 
     Args:
       config: a recipe's `ml_collections.ConfigDict`.
@@ -62,15 +63,15 @@ def train(config, workdir):
     """
     mesh = make_mesh()
     _check(config, mesh.size)
-    workdir = Path(workdir)
     make_folder(workdir)
+    workdir = Path(workdir)
     _check_same_run(workdir, config)
     backbone = functools.cache(lambda: _load_backbone(config))
     class_texts = read_class_texts(config, backbone)
-    texts = read_training_texts(config, class_texts, backbone, workdir)
     images = None
     if any(config.evaluation.values()):
         images = evaluate.read_images(config.evaluation, class_texts, backbone)
+    texts = read_training_texts(config, class_texts, backbone, workdir)
 
     num_labels, width = class_texts.vectors.shape
     adapter = TaIAdapter(width, num_labels, **config.adapter, rngs=nnx.Rngs(config.seed))
@@ -83,57 +84,66 @@ def train(config, workdir):
     frozen = {}  # the backbone's work is in the data already: this step reads none of its weights
     data = jax.device_put({"embeddings": texts.vectors, "labels": texts.labels}, replicated(mesh))
 
-    with Checkpoints(workdir / "checkpoints", class_texts.origin) as checkpoints:
+    with locked(workdir), Checkpoints(workdir / "checkpoints", class_texts.origin) as checkpoints:
         step = checkpoints.latest_step or 0
+        if step > config.train.steps:
+            raise InputError(
+                f"{workdir} holds a checkpoint of step {step}, beyond {config.train.steps}; remove it"
+            )
         if step:
             state = checkpoints.restore(abstract(state, replicated(mesh)))
             print(f"{workdir}: going on from step {step} of {config.train.steps}", file=sys.stderr)
         else:
             state = jax.device_put(state, replicated(mesh))
-            with replacing(workdir / "config.json") as temporary:
-                temporary.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
-            write_embeddings(workdir / "class_texts.npz", class_texts)
+        with replacing(workdir / "config.json") as temporary:
+            temporary.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
+        write_embeddings(workdir / "classes.npz", class_texts)
         log = Log(workdir / "metrics.jsonl", step)
 
         with progress_bar(config.train.steps, "training", "steps", done=step) as bar:
             while step < config.train.steps:
                 end = _next_boundary(step, config.train)
                 steps = np.arange(step, end, dtype=np.int32)
-                indices = np.stack(
-                    [
-                        batch_indices(config.seed, t, len(texts.vectors), config.train.batch_size)
-                        for t in steps
-                    ]
-                )
-                state, metrics = run_chunk(state, frozen, data, indices, steps)
+                indices = [
+                    batch_indices(config.seed, t, len(texts.vectors), config.train.batch_size) for t in steps
+                ]
+                state, metrics = run_chunk(state, frozen, data, np.stack(indices), steps)
                 # This chunk now runs; meanwhile the line of the one before it is fetched and written.
                 log.write_pending()
-                log.add(end, metrics)
                 bar.update(end - step)
                 step = end
                 # Evaluate, then save: a run killed in between evaluates again, and loses nothing.
                 if images is not None and _is_due(step, config.train.evaluate_every):
                     scores = evaluate.adapter_scores(graph, state["parameters"], images.vectors)
-                    log.add(step, {"mAP": mean_average_precision(scores, images.labels)[0]})
+                    metrics |= {"mAP_percent": 100 * mean_average_precision(scores, images.labels)[0]}
+                log.add(step, metrics)
                 if _is_due(step, config.train.checkpoint_every) or step == config.train.steps:
                     log.write_pending()  # the log is complete up to every checkpoint
                     checkpoints.save(step, state)
     print(f"{workdir}: trained {step} steps on {len(texts.vectors)} texts about {num_labels} labels")
+    if images is not None:
+        evaluate.print_comparison(evaluate.compare([evaluate.read_run(workdir)], images))
     return state["parameters"]
 
 
 def read_class_texts(config, backbone):
-    """The labels and the embedding of each one's name: `Embeddings` with `origin` as their fingerprint."""
-    if "class_embeddings" not in config.texts:
-        return embed_names(backbone(), read_lines(config.texts.labels), CLASS_TEMPLATE)
-    path = config.texts.class_embeddings
-    class_texts = read_embeddings(path)
-    if class_texts.names is None:
-        raise InputError(f"{path} does not name its classes; store their names in an array called names")
-    if len(set(class_texts.names)) != len(class_texts.names):
-        raise InputError(f"{path} names a class twice; every row must be a class of its own")
-    origin = fingerprint(path, "", path) | {"backbone": class_texts.origin}
-    return class_texts._replace(origin=origin)
+    """The labels and the embedding of each one's name: `Embeddings` with their fingerprint as `origin`."""
+    if "class_embeddings" in config.texts:
+        path = config.texts.class_embeddings
+        class_texts = read_embeddings(path)
+        origin = fingerprint(path, "", [path]) | {"backbone": class_texts.origin}
+        if class_texts.names is None:
+            raise InputError(f"{path} does not name its classes; store their names in an array called names")
+    else:
+        path = config.texts.labels
+        names = read_lines(path)
+        class_texts = embed_names(backbone(), names, CLASS_TEMPLATE)
+        origin = class_texts.origin
+    repeated = sorted({name for name in class_texts.names if class_texts.names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{path} names {repeated[0]!r} more than once; every class needs a name of its own")
+    labels = hashlib.sha256("\n".join(class_texts.names).encode()).hexdigest()
+    return class_texts._replace(origin=origin | {"labels": labels})
 
 
 def read_training_texts(config, class_texts, backbone, workdir):
@@ -161,9 +171,13 @@ def read_training_texts(config, class_texts, backbone, workdir):
 
 
 def make_optimizer(config):
-    """AdamW under a 1-cycle schedule: a cosine up over the first 30% of the steps, then a cosine down."""
-    schedule = optax.cosine_onecycle_schedule(config.train.steps, config.optimizer.learning_rate)
-    return optax.adamw(schedule, weight_decay=config.optimizer.weight_decay)
+    """AdamW under `make_schedule`."""
+    return optax.adamw(make_schedule(config), weight_decay=config.optimizer.weight_decay)
+
+
+def make_schedule(config):
+    """The 1-cycle learning rate: a cosine up over the first 30% of the steps, then a cosine down."""
+    return optax.cosine_onecycle_schedule(config.train.steps, config.optimizer.learning_rate)
 
 
 def make_train_step(graph, optimizer, perturbation, key):
@@ -234,9 +248,9 @@ class Log:
     """
 
     def __init__(self, path, step):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         with replacing(path) as temporary:
-            kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+            kept = (line + "\n" for line in lines if _step_of(line) <= step)
             temporary.write_text("".join(kept), encoding="utf-8")
         self._path = path
         self._pending = []
@@ -265,6 +279,13 @@ class Log:
             raise InputError(f"cannot write {self._path}: {error.strerror}; free some space there") from error
 
 
+def _step_of(line):
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):  # cut off by a kill, or no line of ours
+        return math.inf
+
+
 def _next_boundary(step, train):
     """The first step after `step` at which something is logged, evaluated or saved."""
     periods = [p for p in (train.log_every, train.evaluate_every, train.checkpoint_every) if p]
@@ -282,27 +303,48 @@ def _load_backbone(config):
 
 
 def _check_same_run(workdir, config):
-    """Refuses a folder that holds a run of another config."""
-    path = workdir / "config.json"
-    if not path.is_file():
+    """Refuses a folder whose checkpoints are of another config."""
+    checkpoints = workdir / "checkpoints"
+    if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
         return
-    there, here = (recipes.flat_config(c) for c in (json.loads(path.read_text(encoding="utf-8")), config))
+    there, here = (
+        recipes.flat_config(c)
+        for c in (evaluate.read_config(workdir), ConfigDict(json.loads(config.to_json())))
+    )
     for key in sorted(there.keys() | here.keys()):
-        # What is scored does not change what is trained.
-        if there.get(key) != here.get(key) and not key.startswith("evaluation."):
+        if there.get(key) != here.get(key) and not key.startswith(MAY_CHANGE):
             raise InputError(
                 f"{workdir} holds a run with {key} {there.get(key)!r}, not {here.get(key)!r}; "
                 "give that value, or another --workdir"
             )
 
 
+# What does not change the result; for paths, fingerprints tell whether what they lead to is the same.
+MAY_CHANGE = (
+    "evaluation.",
+    "backbone",
+    "texts.class_embeddings",
+    "texts.labels",
+    "train.parallel",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+)
+
+
 def _check(config, num_devices):
-    """Refuses values that could only fail later, or silently mean something else."""
+    """Refuses what could only fail later, or silently mean something else."""
     flat = recipes.flat_config(config)
+    expected = recipes.flat_config(tai.get_config("templates" if "backbone" in flat else "embeddings"))
+    for key in sorted(expected.keys() - flat.keys()):
+        raise InputError(f"the recipe lacks {key}")
+    for key in sorted(flat.keys() - expected.keys()):
+        raise InputError(f"the recipe has {key}, which nothing reads; it may be misspelt")
     for key in ("backbone", "texts.class_embeddings", "texts.labels"):
         if key in flat and not flat[key]:
             raise InputError(f"the recipe leaves {key} open: set --config.{key}=...")
     conditions = {
+        "seed": (lambda n: 0 <= n < 2**31, "from 0 to 2147483647"),
         "texts.number": (lambda n: n >= 1, "at least 1"),
         "texts.max_labels": (lambda n: n >= 1, "at least 1"),
         "perturbation.radius": (lambda r: 0 <= r < math.inf, "finite and not negative"),
@@ -312,7 +354,7 @@ def _check(config, num_devices):
         "adapter.dropout": (lambda p: 0 <= p < 1, "in [0, 1)"),
         "optimizer.learning_rate": (lambda r: 0 < r < math.inf, "finite and positive"),
         "optimizer.weight_decay": (lambda w: 0 <= w < math.inf, "finite and not negative"),
-        "train.steps": (lambda n: n >= 1, "at least 1"),
+        "train.steps": (lambda n: 1 <= n < 2**31, "from 1 to 2147483647"),
         "train.batch_size": (
             lambda n: n >= 1 and n % num_devices == 0,
             f"positive, and a multiple of the {num_devices} devices",
@@ -323,7 +365,11 @@ def _check(config, num_devices):
         "train.checkpoint_every": (lambda n: n >= 1, "at least 1"),
     }
     for key, (holds, wanted) in conditions.items():
-        if not holds(flat[key]):
+        try:
+            fits = isinstance(flat[key], type(expected[key]) | int) and holds(flat[key])
+        except TypeError:  # a word where a number belongs
+            fits = False
+        if not fits:
             raise InputError(f"--config.{key}={flat[key]} cannot be: it must be {wanted}")
 
 

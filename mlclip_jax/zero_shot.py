@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 def cosine_scores(image_embeddings, class_embeddings):
     """Cosine of every image with every class text: `(N, D)` and `(K, D)` to `(N, K)`; 0 for a zero vector."""
-    return _unit(image_embeddings) @ _unit(class_embeddings).T
+    return jnp.matmul(_unit(image_embeddings), _unit(class_embeddings).T, precision="highest")
 
 
 def standardise(scores):

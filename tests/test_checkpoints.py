@@ -9,7 +9,7 @@ from mlclip_jax import InputError
 from mlclip_jax.checkpoints import Checkpoints, abstract
 from mlclip_jax.parallel import make_mesh, replicated
 
-FROZEN = {"name": "openai/clip", "revision": "0123456789abcdef", "sha256": "aa" * 32}
+FROZEN = {"name": "openai/clip", "revision": "0123456789abcdef", "sha256": "aa" * 32, "labels": "ee" * 32}
 
 
 def state_of(value, num_devices=2):
@@ -47,12 +47,12 @@ def test_a_part_can_be_restored_alone(tmp_path):
 def test_other_frozen_weights_are_refused_by_name(tmp_path):
     with Checkpoints(tmp_path, FROZEN) as checkpoints:
         checkpoints.save(1, state_of(1.0))
-    other = {"name": "some/folder", "revision": "", "sha256": "bb" * 32}
+    other = {"name": "some/folder", "revision": "", "sha256": "bb" * 32, "labels": "ee" * 32}
     with Checkpoints(tmp_path, other) as checkpoints, pytest.raises(InputError) as raised:
         checkpoints.restore(abstract(state_of(0.0), replicated(make_mesh())))
     for part in (
-        "openai/clip@0123456789ab (sha256 aaaaaaaaaaaa)",
-        "some/folder (sha256 bbbbbbbbbbbb)",
+        "openai/clip@0123456789ab (sha256 aaaaaaaaaaaa, labels eeeeeeeeeeee)",
+        "some/folder (sha256 bbbbbbbbbbbb, labels eeeeeeeeeeee)",
         "--workdir",
     ):
         assert part in str(raised.value)

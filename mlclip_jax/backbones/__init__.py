@@ -20,6 +20,9 @@ from mlclip_jax.progress import progress_bar
 # transformers would advise to install torch, which nothing here needs.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+# What, beside the weights, decides an embedding.
+SETTINGS = ("config.json", "tokenizer.json", "preprocessor_config.json")
+
 
 def load_backbone(name_or_folder, *, revision=None):
     """Loads a CLIP in Hugging Face's format.
@@ -44,14 +47,23 @@ def load_backbone(name_or_folder, *, revision=None):
     config = _read_config(folder)
     graph, abstract = split_module(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
     weights = folder / "model.safetensors"
+    image_processor = read_image_processor(folder)
+    tower_size = (config.vision_config.image_size,) * 2
+    if image_processor.output_size != tower_size:
+        raise InputError(
+            f"{folder}: preprocessor_config.json makes images of {image_processor.output_size} pixels, "
+            f"and config.json asks for {tower_size}"
+        )
     parameters = load_parameters(weights, KEY_TABLE, abstract, IGNORED_KEYS)
     return Backbone(
         graph,
         parameters,
         embedding_width=config.projection_dim,
-        image_processor=read_image_processor(folder),
-        tokenizer=Tokenizer(folder, config.text_config.max_position_embeddings),
-        fingerprint=fingerprint(name_or_folder, revision, weights),
+        image_processor=image_processor,
+        tokenizer=Tokenizer(
+            folder, config.text_config.max_position_embeddings, config.text_config.vocab_size
+        ),
+        fingerprint=fingerprint(name_or_folder, revision, [weights, *(folder / name for name in SETTINGS)]),
     )
 
 
@@ -70,20 +82,23 @@ class Backbone:
         self._image_processor = image_processor
         self._tokenizer = tokenizer
         self.embedding_width = embedding_width
-        self.image_size = image_processor.crop or image_processor.size
+        self.image_size = image_processor.output_size
         self.fingerprint = fingerprint
         self.parameters = jax.device_put(parameters, replicated(self._mesh))
 
+        # Accelerators would otherwise round the factors of a float32 product to fewer bits.
         def encode_pixels(parameters, pixels):
-            return merge_module(graph, parameters).image(image_processor.normalise(pixels))
+            with jax.default_matmul_precision("highest"):
+                return merge_module(graph, parameters).image(image_processor.normalise(pixels))
 
         def encode_tokens(parameters, token_ids):
-            return merge_module(graph, parameters).text(token_ids)
+            with jax.default_matmul_precision("highest"):
+                return merge_module(graph, parameters).text(token_ids)
 
         self._encode_pixels = jax.jit(encode_pixels)
         self._encode_tokens = jax.jit(encode_tokens)
 
-    def encode_images(self, images, *, batch_size=64):
+    def encode_images(self, images, *, batch_size=32):
         """Embeds images.
 
         Args:
@@ -103,7 +118,7 @@ class Backbone:
 
             return self._encode(self._encode_pixels, images, pixels, batch_size, "images")
 
-    def encode_texts(self, texts, *, batch_size=256):
+    def encode_texts(self, texts, *, batch_size=64):
         """Embeds texts.
 
         Args:
@@ -130,6 +145,8 @@ class Backbone:
         return embeddings
 
     def _encode(self, encode, inputs, prepare, batch_size, unit):
+        if isinstance(inputs, str):
+            raise InputError(f"give a list of {unit}, not the string {inputs!r:.60}")
         inputs = list(inputs)
         if not inputs:
             return np.zeros((0, self.embedding_width), np.float32)
@@ -148,7 +165,14 @@ class Backbone:
                     result, count = running.popleft()
                     embeddings.append(np.asarray(result)[:count])
                     bar.update(count)
-        return np.concatenate(embeddings)
+        embeddings = np.concatenate(embeddings)
+        bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+        if len(bad):
+            raise InputError(
+                f"{self.fingerprint['name']} gives NaN or infinity for {len(bad)} of {len(inputs)} {unit}, "
+                f"the first {inputs[bad[0]]!s:.80}; its weights or that input are damaged"
+            )
+        return embeddings
 
 
 def _read_config(folder):
@@ -158,7 +182,12 @@ def _read_config(folder):
     content = read_json(path)
     if content.get("model_type") != "clip":
         raise InputError(f"{path} is of model_type {content.get('model_type')!r}; only 'clip' can be loaded")
-    config = CLIPConfig.from_dict(content)
+    try:
+        config = CLIPConfig.from_dict(content)
+        if config.vision_config.patch_size < 1:
+            raise ValueError(f"patch_size {config.vision_config.patch_size}")
+    except Exception as error:  # transformers validates with exceptions of many kinds
+        raise InputError(f"{path} describes no CLIP: {' '.join(str(error).split())}") from error
     for tower in (config.vision_config, config.text_config):
         if tower.hidden_act not in ACTIVATIONS:
             raise InputError(

@@ -31,6 +31,11 @@ class ImageProcessor(NamedTuple):
     mean: tuple
     std: tuple
 
+    @property
+    def output_size(self):
+        """(height, width) of what comes out."""
+        return self.crop or self.size
+
     def pixels(self, image):
         """Resizes and crops an image (path, `PIL.Image`, or uint8 array (h, w, 3)) to uint8 (h, w, 3)."""
         image = _to_rgb(image)
@@ -82,7 +87,19 @@ def read_image_processor(folder):
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be followed: {type(error).__name__} {error}") from error
-    if processor.crop is None and processor.size is None:
+    channels = (processor.mean, processor.std)
+    lengths = [
+        1 if processor.shortest_edge is None else processor.shortest_edge,
+        *(processor.size or ()),
+        *(processor.crop or ()),
+    ]
+    if any(len(v) != 3 or not all(isinstance(x, int | float) for x in v) for v in channels) or any(
+        not isinstance(n, int) or n < 1 for n in lengths
+    ):
+        raise InputError(
+            f"{path} cannot be followed: sizes must be positive, image_mean and image_std 3 numbers"
+        )
+    if processor.output_size is None:
         raise InputError(
             f"{path} leaves images of different sizes; it needs a crop_size, or a height and width"
         )
@@ -95,9 +112,10 @@ class Tokenizer:
     Args:
       folder: holds `tokenizer.json`, and `tokenizer_config.json` where padding is not by the end token.
       context_length: T, in tokens, start and end included.
+      vocabulary_size: how many token ids the text tower knows.
     """
 
-    def __init__(self, folder, context_length):
+    def __init__(self, folder, context_length, vocabulary_size):
         from transformers import PreTrainedTokenizerFast
 
         path = Path(folder) / "tokenizer.json"
@@ -107,6 +125,10 @@ class Tokenizer:
             self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token=_pad_token(folder))
         except Exception as error:  # the tokenizers library raises bare Exception
             raise InputError(f"cannot read {path}: {error}") from error
+        if len(self._tokenizer) > vocabulary_size:
+            raise InputError(
+                f"{path} has {len(self._tokenizer)} tokens, and config.json a vocabulary of {vocabulary_size}"
+            )
         self.context_length = context_length
 
     def __call__(self, texts):

@@ -100,6 +100,12 @@ def load_parameters(path, table, abstract, ignored=()):
         if target not in expected:
             unused.append(key)
             continue
+        if array.dtype.kind in "biu":
+            raise InputError(f"{path}: {key} is {array.dtype}; only floating-point weights are read")
+        if array.ndim != len(expected[target].shape):
+            raise InputError(
+                f"{path}: {key} has {array.ndim} dimensions where {len(expected[target].shape)} are expected"
+            )
         array = transform(array)
         if array.shape != expected[target].shape:
             raise InputError(
@@ -114,11 +120,14 @@ def load_parameters(path, table, abstract, ignored=()):
     return _unflatten(filled)
 
 
-def fingerprint(name, revision, path):
-    """What identifies frozen weights: `name`, `revision`, and the SHA-256 of the file at `path`."""
-    with Path(path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": str(name), "revision": revision, "sha256": digest}
+def fingerprint(name, revision, paths):
+    """What identifies frozen weights: `name`, `revision`, and the SHA-256 over the files at `paths`."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return {"name": str(name), "revision": revision, "sha256": digest.hexdigest()}
 
 
 def _look_up(table, key):

@@ -4,6 +4,8 @@ import functools
 
 import numpy as np
 
+STREAM = 3  # of the run's seed; see texts/label_sets.py
+
 
 def batch_indices(seed, step, num_examples, batch_size):
     """The examples of global batch `step`: a function of position alone, so that resuming needs no state.
@@ -31,4 +33,4 @@ def batch_indices(seed, step, num_examples, batch_size):
 
 @functools.lru_cache(maxsize=2)
 def _epoch_order(seed, epoch, num_examples):
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+    return np.random.default_rng([seed, STREAM, epoch]).permutation(num_examples)

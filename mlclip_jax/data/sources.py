@@ -1,14 +1,16 @@
 """Where examples come from: embeddings computed anywhere, folders of images, and CSV files of labels."""
 
+import contextlib
 import csv
 import json
+import struct
 import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mlclip_jax.errors import InputError
 
@@ -51,7 +53,7 @@ def read_embeddings(path):
         arrays' shapes do not fit one another.
     """
     arrays = _read_arrays(path)
-    origin = arrays.pop("origin", None)
+    origin = _checked_origin(arrays.pop("origin", None))
     vectors = _named(arrays, "vectors")
     if vectors is None:
         matrices = [a for a in arrays.values() if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)]
@@ -68,17 +70,20 @@ def read_embeddings(path):
             f"{path}: {len(bad_rows)} of {len(vectors)} embeddings hold NaN or infinity, the first in row "
             f"{bad_rows[0]}; remove those rows or compute them again"
         )
-    names, labels, label_names = (_named(arrays, what) for what in ("names", "labels", "label_names"))
+    names, label_names = (_checked_names(path, arrays, what) for what in ("names", "label_names"))
+    labels = _named(arrays, "labels")
+    if label_names is not None and len(set(label_names)) != len(label_names):
+        raise InputError(f"{path} names a label twice; every column of labels needs its own name")
     if names is not None and len(names) != len(vectors):
         raise InputError(f"{path}: {len(names)} names for {len(vectors)} embeddings")
     if labels is not None:
         labels = _checked_labels(path, labels, len(vectors), label_names)
     return Embeddings(
         vectors,
-        names=None if names is None else tuple(map(str, names)),
+        names=names,
         labels=labels,
-        label_names=None if label_names is None else tuple(map(str, label_names)),
-        origin=None if origin is None else json.loads(str(origin)),
+        label_names=label_names,
+        origin=origin,
     )
 
 
@@ -106,9 +111,13 @@ def read_image(path):
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(str(path), "the file").replace(repr(str(path)), "the file")
+            image.load()
+            with contextlib.suppress(struct.error):  # a damaged EXIF block turns nothing, and loses nothing
+                ImageOps.exif_transpose(image, in_place=True)
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "no image format is recognised" if unknown else getattr(error, "strerror", None) or error
         raise InputError(f"cannot read image {path}: {reason}; repair or remove it") from error
 
 
@@ -150,7 +159,7 @@ def read_lines(path):
       InputError: the file cannot be read, or holds no line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     lines = [line.strip() for line in lines if line.strip()]
@@ -168,8 +177,12 @@ def _read_arrays(path):
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise InputError(f"no such file of embeddings: {path}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"cannot read {path} as .npy or .npz: {error}") from error
+    except ValueError as error:
+        raise InputError(
+            f"cannot read {path} as .npy or .npz: it is neither, or holds Python objects"
+        ) from error
 
 
 def _named(arrays, what):
@@ -180,14 +193,34 @@ def _accepted(what):
     return " or ".join(ARRAY_NAMES[what])
 
 
+def _checked_names(path, arrays, what):
+    """Names as a tuple of strings, or None; bytes are read as UTF-8."""
+    names = _named(arrays, what)
+    if names is None:
+        return None
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        got = f"{names.dtype}{list(names.shape)}"
+        raise InputError(f"{path}: {_accepted(what)} must be a row of strings; got {got}")
+    return tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names)
+
+
+def _checked_origin(array):
+    """The fingerprint that `write_embeddings` stored; None for whatever others call origin."""
+    try:
+        origin = json.loads(str(array))
+        return origin if {"name", "revision", "sha256"} <= origin.keys() else None
+    except (AttributeError, json.JSONDecodeError):
+        return None
+
+
 def _checked_labels(path, labels, num_examples, label_names):
     if labels.ndim != 2 or len(labels) != num_examples:
         raise InputError(f"{path}: labels have shape {labels.shape}, expected ({num_examples}, K)")
     if label_names is not None and len(label_names) != labels.shape[1]:
         raise InputError(f"{path}: {len(label_names)} label names for {labels.shape[1]} columns of labels")
-    if not np.isin(labels, (1, 0, -1)).all():
+    if labels.dtype.kind not in "biuf" or not np.isin(labels, (1, 0, -1)).all():
         raise InputError(
-            f"{path}: labels must be 1 present, 0 absent or -1 unknown; got {np.unique(labels)[:5]}"
+            f"{path}: labels must be 1 present, 0 absent or -1 unknown; got {labels.flat[0]} and others"
         )
     return labels.astype(np.int8)
 
@@ -200,7 +233,12 @@ def _read_label_rows(path):
                 raise InputError(f"{path} needs the columns filename and labels; it has {reader.fieldnames}")
             rows = {}
             for row in reader:
-                labels = {label.strip() for label in (row["labels"] or "").split("|") if label.strip()}
+                if None in row or row["labels"] is None:
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: {row['filename']} has not one cell per column; "
+                        "join labels by |, and quote a cell that holds a comma"
+                    )
+                labels = {label.strip() for label in row["labels"].split("|") if label.strip()}
                 if rows.setdefault(row["filename"], labels) != labels:
                     raise InputError(f"{path} has two different rows for {row['filename']}")
             return rows

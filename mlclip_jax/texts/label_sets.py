@@ -2,6 +2,8 @@
 
 import numpy as np
 
+STREAM = 1  # one for each use of the run's seed on the host, so that no two draw the same numbers
+
 
 def sample_label_sets(seed, number, num_labels, max_labels):
     """Draws label sets: every label once alone, then sets of 1 to `max_labels` distinct labels.
@@ -17,7 +19,7 @@ def sample_label_sets(seed, number, num_labels, max_labels):
     Returns:
       int8 `(N, K)`, 1 where a set holds a label. With N < K only the first N labels come alone.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng([seed, STREAM])
     labels = np.zeros((number, num_labels), np.int8)
     alone = min(number, num_labels)
     labels[np.arange(alone), np.arange(alone)] = 1

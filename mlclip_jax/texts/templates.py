@@ -7,6 +7,8 @@ import functools
 
 import numpy as np
 
+from mlclip_jax.errors import InputError
+
 TEMPLATES = (
     "a photo of {labels}.",
     "a picture of {labels}.",
@@ -26,6 +28,8 @@ TEMPLATES = (
     "a photo of {labels} outdoors.",
     "a photo of {labels} indoors.",
 )
+
+STREAM = 2  # of the run's seed; see label_sets.py
 
 # Nouns without a plural, hence without an article: what label sets like COCO's and NUS-WIDE's hold of them.
 MASS_NOUNS = frozenset(
@@ -52,7 +56,7 @@ def write_texts(label_sets, label_names, seed, templates=TEMPLATES):
     Returns:
       N strings, such as "there are a dog, an umbrella and skis in the photo."
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng([seed, STREAM])
     texts = []
     for labels in label_sets:
         present = generator.permutation(np.flatnonzero(labels))
@@ -76,6 +80,26 @@ def fill(template, labels):
     return template.format_map({"labels": enumeration, "is": verb})
 
 
+def check_template(template):
+    """Refuses a template that `fill` could not fill, or that has no place for the labels.
+
+    Raises:
+      InputError: it is one of those.
+    """
+    try:
+        filled = fill(template, ["dog"])
+    except (ValueError, KeyError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"the template {template!r} cannot be filled ({error!r}); braces may hold labels and is alone"
+        ) from error
+    if "a a dog" in filled.lower().replace("an a", "a a").replace("the a", "a a"):
+        raise InputError(
+            f"the template {template!r} repeats an article: {{labels}} brings its own, {filled!r}"
+        )
+    if "a dog" not in filled:
+        raise InputError(f"the template {template!r} has no place for the name: write {{labels}} in it")
+
+
 @functools.cache
 def noun_phrase(name):
     """A label's name with its article, if it takes one: "an umbrella", "scissors", "broccoli"."""
@@ -86,12 +110,13 @@ def noun_phrase(name):
 @functools.cache
 def _is_plural(name):
     head = _head(name)
-    return head not in SINGULAR_NOUNS and bool(_inflect().singular_noun(head))
+    return head != "" and head not in SINGULAR_NOUNS and bool(_inflect().singular_noun(head))
 
 
 def _head(name):
     # "glass of water" is a glass, "sports ball" a ball.
-    return _spaced(name).lower().split(" of ")[0].split()[-1]
+    words = _spaced(name).lower().split(" of ")[0].split()
+    return words[-1] if words else ""
 
 
 def _spaced(name):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from clip_cases import CASES, TEXTS, images
 from PIL import Image
-from tiny_clip import TINY, config_with, write_clip
+from safetensors.numpy import save_file
+from tiny_clip import MERGES, TINY, config_with, random_weights, write_clip, write_processing
 
 import mlclip_jax
 from mlclip_jax import InputError
@@ -94,6 +95,22 @@ def test_the_hub_name_is_found_in_the_cache(tmp_path, monkeypatch):
         (lambda f: (f / "preprocessor_config.json").unlink(), r"preprocessor_config\.json is missing"),
         (lambda f: (f / "preprocessor_config.json").write_text("{}"), "cannot be followed.*image_mean"),
         (
+            lambda f: (f / "config.json").write_text('{"model_type": "clip", "vision_config": 3}'),
+            "describes no CLIP",
+        ),
+        (
+            lambda f: write_clip(f, config_with({"vision_config.num_attention_heads": 5})),
+            r"describes no CLIP: .* is not a multiple of the number of attention heads \(5\)",
+        ),
+        (
+            lambda f: write_processing(f, config_with({"vision_config.image_size": 32})),
+            r"makes images of \(32, 32\) pixels, and config.json asks for \(24, 24\)",
+        ),
+        (
+            lambda f: write_processing(f, merges=[*MERGES, ("d", "a")]),
+            r"has 522 tokens, and config\.json a vocabulary of 521",
+        ),
+        (
             lambda f: write_clip(f, config_with({"vision_config.hidden_act": "swish"})),
             "hidden_act 'swish' is not one of quick_gelu, gelu",
         ),
@@ -115,8 +132,27 @@ def test_an_unreadable_image_is_named(backbone, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     with pytest.raises(InputError, match=r"cannot read image .*broken\.jpg"):
         backbone.encode_images([tmp_path / "broken.jpg"])
+    with pytest.raises(InputError, match=r"cannot read image .*none\.jpg: No such file or directory; repair"):
+        backbone.encode_images([tmp_path / "none.jpg"])
+    with pytest.raises(InputError, match=r"give a list of images, not the string 'cat\.jpg'"):
+        backbone.encode_images("cat.jpg")
     with pytest.raises(InputError, match=r"uint8 \(h, w, 3\); got float32 \(2, 2\)"):
         backbone.encode_images([np.zeros((2, 2), np.float32)])
+
+
+def test_nan_never_passes_for_an_embedding(tmp_path):
+    weights = random_weights(TINY, 0)
+
+    weights["visual_projection.weight"][0, 0] = np.nan
+    save_file(weights, write_clip(tmp_path) / "model.safetensors")
+    backbone = mlclip_jax.load_backbone(tmp_path)
+    with pytest.raises(InputError, match="gives NaN or infinity for 5 of 5 images"):
+        backbone.encode_images(images())
+    token = backbone._tokenizer(["e"])[0][0, 1]
+    weights["text_model.embeddings.token_embedding.weight"][token] = np.nan
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="for 1 of 2 texts, the first e; its weights or that input"):
+        mlclip_jax.load_backbone(tmp_path).encode_texts(["dog", "e"])
 
 
 def test_the_tiny_configuration_is_not_square_anywhere():

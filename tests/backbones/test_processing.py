@@ -60,6 +60,11 @@ def test_sizes_may_be_plain_numbers(tmp_path):
         {"size": {"longest_edge": 24}, "do_center_crop": False},
         {"resample": 17},
         {"crop_size": "large"},
+        {"crop_size": -3},
+        {"size": {"shortest_edge": 0}},
+        {"size": {"shortest_edge": "24"}},
+        {"image_mean": [0.5]},
+        {"image_std": ["a", "b", "c"]},
     ],
     ids=str,
 )
@@ -77,7 +82,7 @@ def test_token_ids_are_transformers(tmp_path):
     write_processing(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     texts = [*TEXTS, "DOG photo", "naïve – café 東京 🐕", "dog\n\t  photo", "dog " * 30]
-    ids, cut = Tokenizer(tmp_path, 16)(texts)
+    ids, cut = Tokenizer(tmp_path, 16, 1000)(texts)
     reference = AutoTokenizer.from_pretrained(tmp_path)
     expected = reference(texts, padding="max_length", truncation=True, max_length=16, return_tensors="np")
     np.testing.assert_array_equal(ids, expected["input_ids"])
@@ -87,7 +92,7 @@ def test_token_ids_are_transformers(tmp_path):
 @needs_real_data
 def test_clips_own_vocabulary_gives_clips_own_ids(tmp_path):
     write_processing(tmp_path, VIT_B_32, read_merges(VOCABULARY))
-    ids, _ = Tokenizer(tmp_path, 77)(["a photo of a cat", "A  Photo of a CAT"])
+    ids, _ = Tokenizer(tmp_path, 77, 49408)(["a photo of a cat", "A  Photo of a CAT"])
     assert ids.shape == (2, 77)
     expected = [49406, 320, 1125, 539, 320, 2368, 49407]
     np.testing.assert_array_equal(ids, [expected + [49407] * 70] * 2)

@@ -1,5 +1,6 @@
 """Every key is used, every parameter filled, or loading fails and names them."""
 
+import json
 import re
 
 import numpy as np
@@ -59,11 +60,29 @@ def test_position_ids_of_older_files_are_ignored(folder):
     np.testing.assert_array_equal(mlclip_jax.load_backbone(folder).encode_texts(["dog"]), before)
 
 
-def test_the_fingerprint_is_of_the_file(folder, tmp_path):
+def test_the_fingerprint_is_of_all_that_matters(folder, tmp_path):
     path = tmp_path / "some.bin"
     path.write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-2
-    assert fingerprint("name", "main", path) == {"name": "name", "revision": "main", "sha256": digest}
+    assert fingerprint("name", "main", [path]) == {"name": "name", "revision": "main", "sha256": digest}
     before = mlclip_jax.load_backbone(folder).fingerprint
     rewrite(folder, lambda arrays: arrays["logit_scale"].__iadd__(1))
-    assert mlclip_jax.load_backbone(folder).fingerprint["sha256"] != before["sha256"]
+    weights_changed = mlclip_jax.load_backbone(folder).fingerprint
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "gelu"
+    (folder / "config.json").write_text(json.dumps(config))
+    config_changed = mlclip_jax.load_backbone(folder).fingerprint
+    assert len({f["sha256"] for f in (before, weights_changed, config_changed)}) == 3
+
+
+def test_integers_are_no_weights(folder):
+    rewrite(folder, lambda arrays: arrays.update({"text_projection.weight": np.ones((20, 24), np.int8)}))
+    with pytest.raises(InputError, match=r"text_projection.weight is int8; only floating-point"):
+        mlclip_jax.load_backbone(folder)
+
+
+def test_a_flat_patch_embedding_is_named(folder):
+    name = "vision_model.embeddings.patch_embedding.weight"
+    rewrite(folder, lambda arrays: arrays.update({name: np.ones((32, 192), np.float32)}))
+    with pytest.raises(InputError, match=f"{name} has 2 dimensions where 4 are expected"):
+        mlclip_jax.load_backbone(folder)

@@ -59,6 +59,12 @@ def with_nan(row):
         ({"embeddings": np.zeros((3, 4), int)}, "holds no float array (N, D)"),
         ({"a": VECTORS, "b": VECTORS}, "it holds a float32[3, 4], b float32[3, 4]"),
         ({"embeddings": VECTORS, "names": ["a"]}, "1 names for 3 embeddings"),
+        ({"embeddings": VECTORS, "names": "abc"}, "names or filenames must be a row of strings; got <U3[]"),
+        ({"embeddings": VECTORS, "names": [1, 2, 3]}, "names or filenames must be a row of strings"),
+        (
+            {"embeddings": VECTORS, "labels": np.zeros((3, 2)), "class_names": ["a", "a"]},
+            "names a label twice",
+        ),
         ({"embeddings": VECTORS, "labels": np.zeros((2, 5))}, "labels have shape (2, 5), expected (3, K)"),
         ({"embeddings": VECTORS, "labels": np.full((3, 5), 2)}, "labels must be 1 present, 0 absent or -1"),
         (
@@ -127,6 +133,31 @@ def test_unreadable_images(tmp_path, content):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow says what is damaged, and reads on
+def test_a_damaged_exif_block_loses_no_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x9003] = "2020:01:01"
+    Image.new("RGB", (8, 6)).save(tmp_path / "x.jpg", exif=exif)
+    content = bytearray((tmp_path / "x.jpg").read_bytes())
+    block = content.index(b"Exif") + 6
+    for offset in range(
+        block, block + 40
+    ):  # some of these make the block unreadable, none may lose the image
+        damaged = content.copy()
+        damaged[offset] ^= 0xFF
+        (tmp_path / "y.jpg").write_bytes(damaged)
+        assert sorted(read_image(tmp_path / "y.jpg").size) == [6, 8]
+
+
+def test_what_others_call_origin_is_left_alone(tmp_path):
+    for origin in ("flickr", "[1]", "3", np.arange(3)):
+        np.savez(tmp_path / "x.npz", embeddings=VECTORS, origin=origin)
+        assert read_embeddings(tmp_path / "x.npz").origin is None
+    np.savez(tmp_path / "x.npz", embeddings=VECTORS, names=np.array([b"a", b"b", b"c"]))
+    assert read_embeddings(tmp_path / "x.npz").names == ("a", "b", "c")
+
+
 def test_truncated_image(tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "x.jpg")
     content = (tmp_path / "x.jpg").read_bytes()
@@ -151,6 +182,8 @@ def test_labels_by_name(tmp_path):
         ("filename,labels\na.jpg,cat\n", "has no row for 1 of 2 images, the first b.jpg"),
         ("filename,labels\na.jpg,cat\nb.jpg,bird\n", "label 'bird' of b.jpg is not one of the 2 labels"),
         ("filename,labels\na.jpg,cat\nb.jpg,\na.jpg,dog\n", "two different rows for a.jpg"),
+        ("filename,labels\na.jpg,cat\nb.jpg,cat,dog\n", "line 3: b.jpg has not one cell per column"),
+        ("filename,labels\na.jpg,cat\nb.jpg\n", "line 3: b.jpg has not one cell per column"),
         ("name;labels\n", "needs the columns filename and labels"),
         ("", "needs the columns filename and labels"),
         ('filename,labels\n"a.jpg,cat\n', "cannot read"),
@@ -171,7 +204,7 @@ def test_tables_that_cannot_be_read(tmp_path):
 
 def test_lines(tmp_path):
     path = tmp_path / "texts.txt"
-    path.write_text("  a dog \n\n naïve\n")
+    path.write_text("\ufeff  a dog \r\n\n naïve\n")
     assert read_lines(path) == ["a dog", "naïve"]
     path.write_text("\n \n")
     with pytest.raises(InputError, match="holds no line of text"):

@@ -31,7 +31,9 @@ def run(tmp_path_factory):
 
 
 def test_trained_on_texts_it_ranks_photographs_better_than_cosine(run):
-    comparison = evaluate.compare([run], num_samples=200)
+    runs = [evaluate.read_run(run)]
+    images = evaluate.read_images({"embeddings": EMBEDDINGS}, runs[0]["class_texts"], None)
+    comparison = evaluate.compare(runs, images, num_samples=200)
     rows = {(row["method"], row["scoring"]): row for row in comparison["rows"]}
     # Computed apart from this package, with scikit-learn.
     assert rows["cosine zero-shot", "raw"]["mAP"] == pytest.approx(49.8205, abs=1e-3)
