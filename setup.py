@@ -46,5 +46,5 @@ setup(
     package_dir={"mlclip_jax.configs": "configs"},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["mlclip = mlclip_jax.cli:main"]},
+    entry_points={"console_scripts": ["mlclip = mlclip_jax.cli:run"]},
 )

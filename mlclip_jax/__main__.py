@@ -1,7 +1,5 @@
 """`python -m mlclip_jax` is `mlclip`."""
 
-import sys
+from mlclip_jax.cli import run
 
-from mlclip_jax.cli import main
-
-sys.exit(main())
+run()

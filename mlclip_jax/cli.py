@@ -1,8 +1,10 @@
 """The command line: `mlclip <command> --flags`. Nothing heavy is imported before a command needs it."""
 
+import _thread
 import importlib
 import os
 import sys
+import threading
 import warnings
 
 from mlclip_jax import __version__
@@ -25,9 +27,19 @@ USAGE = "\n".join(
 )
 
 
-def main(argv=None):
+def run():
+    """The program: runs the command that the process was given, and exits."""
+    sys.unraisablehook = _interrupt_again
+    code = main(sys.argv[1:])
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Stopped halfway, a computation may still run, and would crash the interpreter's orderly way out.
+        os._exit(code)
+
+
+def main(argv):
     """Runs a command; returns the exit code: 0, 2 for what the user must mend, 130 when interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if argv else 2
@@ -58,6 +70,14 @@ def main(argv=None):
     return 0
 
 
+def _interrupt_again(unraisable):
+    # JAX's garbage-collection callback swallows a Ctrl-C that falls into it, as often happens in compilation.
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.01, _thread.interrupt_main).start()  # once this hook has returned
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def _print_help(command):
     from absl import flags
 
@@ -70,4 +90,4 @@ def _print_help(command):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

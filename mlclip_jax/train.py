@@ -304,8 +304,7 @@ def _load_backbone(config):
 
 def _check_same_run(workdir, config):
     """Refuses a folder whose checkpoints are of another config."""
-    checkpoints = workdir / "checkpoints"
-    if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
+    if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
         return
     there, here = (
         recipes.flat_config(c)
