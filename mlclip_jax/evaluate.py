@@ -42,9 +42,9 @@ def main(values):
     workdirs = [workdir for given in values.workdir for workdir in given.split(",")]
     runs = [read_run(workdir) for workdir in workdirs]
     config, class_texts = runs[0]["config"], runs[0]["class_texts"]
-    source = {name: values[name].value for name in ("embeddings", "images", "labels")}
-    if not any(source.values()):
-        source = config.evaluation
+    source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
+    if not (values.embeddings or values.images):  # the images of the run, perhaps with other labels
+        source = {**config.evaluation, "labels": values.labels or config.evaluation.labels}
     images = read_images(source, class_texts, lambda: _load_backbone(config))
     print_comparison(compare(runs, images, values.bootstrap))
 

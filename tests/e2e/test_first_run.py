@@ -47,12 +47,12 @@ def test_trained_on_texts_it_ranks_photographs_better_than_cosine(run):
 
 def test_labels_from_a_table_are_those_in_the_embeddings(run, capsys):
     figures = []
-    for labels in ([], [f"--labels={PHOTOGRAPHS / 'labels.csv'}"]):
-        source = [f"--workdir={run}", f"--embeddings={EMBEDDINGS}", "--bootstrap=1"]
-        assert main(["evaluate", *source, *labels]) == 0
+    table = f"--labels={PHOTOGRAPHS / 'labels.csv'}"
+    for source in ([], [table], [f"--embeddings={EMBEDDINGS}", table]):
+        assert main(["evaluate", f"--workdir={run}", "--bootstrap=1", *source]) == 0
         capsys.readouterr()
         figures.append(json.loads((run / "evaluation.json").read_text())["mAP"])
-    assert figures[0] == figures[1]
+    assert figures[0] == figures[1] == figures[2]
 
 
 def test_every_photograph_passes_a_full_size_clip(tmp_path, capsys):
