@@ -45,7 +45,7 @@ def main(values):
     source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
     if not (values.embeddings or values.images):  # the images of the run, perhaps with other labels
         source = {**config.evaluation, "labels": values.labels or config.evaluation.labels}
-    images = read_images(source, class_texts, lambda: _load_backbone(config))
+    images = read_images(source, class_texts, lambda: load_backbone_of(config))
     print_comparison(compare(runs, images, values.bootstrap))
 
 
@@ -171,7 +171,7 @@ def read_images(source, class_texts, load_backbone):
     split = source.get("embeddings") or source.get("images")
     if not split:
         raise InputError("no images to score: give embeddings=FILE or images=FOLDER")
-    images = read_embeddings(split) if source.get("embeddings") else embed_images(load_backbone(), split)
+    images = read_embeddings(split) if source.get("embeddings") else embed_images(load_backbone, split)
     width, expected_width = images.vectors.shape[1], class_texts.vectors.shape[1]
     if width != expected_width:
         raise InputError(
@@ -222,7 +222,8 @@ def _aligned_labels(path, split, images, label_names):
             f"{split} and the class texts name different classes: {len(missing)} are in only one of them, "
             f"such as {missing[0]!r}"
         )
-    return images.labels[:, [images.label_names.index(name) for name in label_names]]
+    column = {name: k for k, name in enumerate(images.label_names)}
+    return images.labels[:, [column[name] for name in label_names]]
 
 
 def _rows(methods, labels, num_samples):
@@ -325,7 +326,12 @@ def _interval(difference):
     return "" if difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference)
 
 
-def _load_backbone(config):
+def load_backbone_of(config):
+    """The backbone that a config names.
+
+    Raises:
+      InputError: it names none, or one that cannot be loaded.
+    """
     from mlclip_jax.backbones import load_backbone
 
     if not config.get("backbone"):

@@ -1,5 +1,6 @@
 """Embeds once, stores, reads back: `mlclip embed`."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -13,8 +14,12 @@ from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.texts.templates import check_template, fill
 
 
-def embed_images(backbone, folder):
+def embed_images(load_backbone, folder):
     """Embeds every image below a folder, by its path in it; files there that are no images are reported.
+
+    Args:
+      load_backbone: called without arguments once the folder is known to hold images.
+      folder: searched with its subfolders.
 
     Raises:
       InputError: there is no such folder, no image in it, or one that cannot be read.
@@ -23,6 +28,7 @@ def embed_images(backbone, folder):
     if others:
         listed = ", ".join(file.name for file in others[:4]) + (", ..." if len(others) > 4 else "")
         print(f"{folder}: {len(others)} files are no images and were left out: {listed}", file=sys.stderr)
+    backbone = load_backbone()
     return Embeddings(
         backbone.encode_images(images),
         names=tuple(image.relative_to(folder).as_posix() for image in images),
@@ -69,16 +75,16 @@ def main(values):
     make_folder(Path(values.output).parent)
     from mlclip_jax.backbones import load_backbone
 
-    lines = None if values.texts is None else read_lines(values.texts)
     if values.images is not None:
-        list_images(values.images)  # refused before the backbone is loaded
-    backbone = load_backbone(values.backbone, revision=values.revision)
-    if values.images is not None:
-        embeddings = embed_images(backbone, values.images)
-    elif values.template is not None:
-        embeddings = embed_names(backbone, lines, values.template)
+        load = functools.partial(load_backbone, values.backbone, revision=values.revision)
+        embeddings = embed_images(load, values.images)
     else:
-        embeddings = Embeddings(backbone.encode_texts(lines), tuple(lines), origin=backbone.fingerprint)
+        lines = read_lines(values.texts)
+        backbone = load_backbone(values.backbone, revision=values.revision)
+        if values.template is not None:
+            embeddings = embed_names(backbone, lines, values.template)
+        else:
+            embeddings = Embeddings(backbone.encode_texts(lines), tuple(lines), origin=backbone.fingerprint)
     write_embeddings(values.output, embeddings)
     count, width = embeddings.vectors.shape
     print(f"{count} embeddings of width {width} in {values.output}")

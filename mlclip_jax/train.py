@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -17,7 +18,6 @@ import numpy as np
 import optax
 from absl import flags
 from flax import nnx
-from ml_collections import ConfigDict
 
 from mlclip_jax import evaluate, recipes
 from mlclip_jax.adapters.tai import TaIAdapter
@@ -66,7 +66,7 @@ def train(config, workdir):
     make_folder(workdir)
     workdir = Path(workdir)
     _check_same_run(workdir, config)
-    backbone = functools.cache(lambda: _load_backbone(config))
+    backbone = functools.cache(lambda: evaluate.load_backbone_of(config))
     class_texts = read_class_texts(config, backbone)
     images = None
     if any(config.evaluation.values()):
@@ -139,9 +139,9 @@ def read_class_texts(config, backbone):
         names = read_lines(path)
         class_texts = embed_names(backbone(), names, CLASS_TEMPLATE)
         origin = class_texts.origin
-    repeated = sorted({name for name in class_texts.names if class_texts.names.count(name) > 1})
-    if repeated:
-        raise InputError(f"{path} names {repeated[0]!r} more than once; every class needs a name of its own")
+    name, times = Counter(class_texts.names).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path} names {name!r} more than once; every class needs a name of its own")
     labels = hashlib.sha256("\n".join(class_texts.names).encode()).hexdigest()
     return class_texts._replace(origin=origin | {"labels": labels})
 
@@ -296,19 +296,12 @@ def _is_due(step, period):
     return period > 0 and step % period == 0
 
 
-def _load_backbone(config):
-    from mlclip_jax.backbones import load_backbone
-
-    return load_backbone(config.backbone)
-
-
 def _check_same_run(workdir, config):
     """Refuses a folder whose checkpoints are of another config."""
     if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
         return
     there, here = (
-        recipes.flat_config(c)
-        for c in (evaluate.read_config(workdir), ConfigDict(json.loads(config.to_json())))
+        recipes.flat_config(c) for c in (evaluate.read_config(workdir), json.loads(config.to_json()))
     )
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key) and not key.startswith(MAY_CHANGE):

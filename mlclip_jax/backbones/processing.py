@@ -87,15 +87,14 @@ def read_image_processor(folder):
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be followed: {type(error).__name__} {error}") from error
-    channels = (processor.mean, processor.std)
-    lengths = [
-        1 if processor.shortest_edge is None else processor.shortest_edge,
-        *(processor.size or ()),
-        *(processor.crop or ()),
-    ]
-    if any(len(v) != 3 or not all(isinstance(x, int | float) for x in v) for v in channels) or any(
-        not isinstance(n, int) or n < 1 for n in lengths
-    ):
+    edges = [] if processor.shortest_edge is None else [processor.shortest_edge]
+    lengths = [*edges, *(processor.size or ()), *(processor.crop or ())]
+    sizes_fit = all(isinstance(length, int) and length > 0 for length in lengths)
+    numbers = [*processor.mean, *processor.std]
+    channels_fit = len(processor.mean) == len(processor.std) == 3 and all(
+        isinstance(number, int | float) for number in numbers
+    )
+    if not (sizes_fit and channels_fit):
         raise InputError(
             f"{path} cannot be followed: sizes must be positive, image_mean and image_std 3 numbers"
         )

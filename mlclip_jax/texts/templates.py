@@ -4,6 +4,7 @@ Source of the idea: TaI-Adapter, section 4.3.1, prompt-based text generation ("t
 """
 
 import functools
+import re
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def check_template(template):
         raise InputError(
             f"the template {template!r} cannot be filled ({error!r}); braces may hold labels and is alone"
         ) from error
-    if "a a dog" in filled.lower().replace("an a", "a a").replace("the a", "a a"):
+    if re.search(r"\b(a|an|the) a dog", filled, re.IGNORECASE):
         raise InputError(
             f"the template {template!r} repeats an article: {{labels}} brings its own, {filled!r}"
         )

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mlclip_jax.texts.templates import TEMPLATES, fill, noun_phrase, write_texts
+from mlclip_jax import InputError
+from mlclip_jax.texts.templates import TEMPLATES, check_template, fill, noun_phrase, write_texts
 
 NAMES = ["dog", "umbrella", "scissors", "broccoli", "traffic_light", "bus"]
 
@@ -46,6 +47,18 @@ def test_articles(name, phrase):
 )
 def test_lists_and_verbs(labels, sentence):
     assert fill("there {is} {labels} in the photo.", labels) == sentence
+
+
+def test_a_template_may_end_a_word_in_an_a_but_not_repeat_an_article():
+    for template in (
+        "a kennel bigger than {labels}.",
+        "you can see a cat and {labels}.",
+        "here {is} {labels}.",
+    ):
+        check_template(template)
+    for template in ("a photo of a {labels}.", "A {labels}.", "an {labels}.", "the {labels}."):
+        with pytest.raises(InputError, match="repeats an article"):
+            check_template(template)
 
 
 def test_every_template_reads_for_one_label_and_for_several():
