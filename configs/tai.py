@@ -56,6 +56,7 @@ def get_config(variant="embeddings"):
     config.perturbation.sampling = "surface"
 
     config.adapter = ConfigDict()
+    config.adapter.name = "tai"
     config.adapter.hidden = 512
     config.adapter.depth = 3
     config.adapter.dropout = 0.1

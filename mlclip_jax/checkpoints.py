@@ -16,7 +16,8 @@ class Checkpoints:
 
     Args:
       folder: where they are kept, one subfolder per step.
-      frozen: fingerprint of what was frozen in training (see `weights.fingerprint`), and of the labels.
+      frozen: fingerprint of what was frozen in training (see `weights.fingerprint`), with the hash of the
+        `labels`, and where it matters that of the `examples`.
       read_only: leave the folder as it is; a run may be writing there. Only one process may do otherwise.
       keep: how many of the latest are kept.
 
@@ -48,6 +49,11 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
+    @property
+    def folder(self):
+        """Where they are kept."""
+        return self._checkpointer.directory
+
     def save(self, step, state):
         """Saves a dict of trees of arrays, as of after `step` steps."""
         self._checkpointer.save_checkpointables_async(step, state, custom_metadata={"frozen": self._frozen})
@@ -59,12 +65,13 @@ class Checkpoints:
           InputError: there is no checkpoint, it cannot be read, or it was trained on other frozen weights.
         """
         self._checkpointer.wait()  # for a save that is still being written
-        folder, step = self._checkpointer.directory, self.latest_step
+        folder, step = self.folder, self.latest_step
         if step is None:
             raise InputError(f"no checkpoint in {folder}: train first")
         try:
             frozen = self._checkpointer.metadata(step).custom_metadata["frozen"]
-            matches = all(frozen[key] == self._frozen[key] for key in ("sha256", "labels"))
+            compared = {"sha256", "labels", "examples"} & self._frozen.keys()
+            matches = all(frozen.get(key) == self._frozen[key] for key in compared)
             if matches:
                 return self._checkpointer.load_checkpointables(step, abstract_state)
         except Exception as error:  # orbax has no common base for what a damaged checkpoint raises
@@ -87,4 +94,5 @@ def describe(frozen):
     """A fingerprint in words: name, revision and the first digits of the hashes."""
     revision = f"@{frozen['revision'][:12]}" if frozen["revision"] else ""
     labels = f", labels {frozen['labels'][:12]}" if "labels" in frozen else ""
-    return f"{frozen['name']}{revision} (sha256 {frozen['sha256'][:12]}{labels})"
+    examples = f", examples {frozen['examples'][:12]}" if "examples" in frozen else ""
+    return f"{frozen['name']}{revision} (sha256 {frozen['sha256'][:12]}{labels}{examples})"

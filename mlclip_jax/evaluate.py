@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from absl import flags
 from flax import nnx
-from ml_collections import ConfigDict
 
-from mlclip_jax.adapters.tai import TaIAdapter
+from mlclip_jax import recipes
+from mlclip_jax.adapters import ADAPTERS, TITLES, make_adapter
 from mlclip_jax.checkpoints import Checkpoints, abstract, describe
 from mlclip_jax.data.sources import read_embeddings, read_labels
 from mlclip_jax.errors import InputError
@@ -20,7 +20,7 @@ from mlclip_jax.metrics import PROTOCOL, bootstrap_mean_average_precision, mean_
 from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import make_mesh, replicated
 from mlclip_jax.progress import progress_bar
-from mlclip_jax.recipes import flat_config
+from mlclip_jax.report import markdown_table
 from mlclip_jax.zero_shot import cosine_scores, standardise
 
 # What is ranked, given an adapter's scores and plain cosine, both (N, K): the scores as they come;
@@ -99,12 +99,13 @@ def print_comparison(comparison):
         print(f"{name:<12}{value}")
     several = any(row["over_first"] for row in comparison["rows"])
     header = ["method", "scores", "seeds", "mAP", "over cosine"] + ["over first"] * several
-    print(f"\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+    rows = []
     for row in comparison["rows"]:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.1f}"
         cells = [row["method"], row["scoring"], str(row["seeds"]), f"{row['mAP']:.1f}{spread}"]
         cells += [_interval(row["over_cosine"])] + [_interval(row["over_first"])] * several
-        print(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    print(f"\n{markdown_table(header, rows)}")
 
 
 def read_run(workdir):
@@ -116,12 +117,14 @@ def read_run(workdir):
     if not str(workdir):
         raise InputError("an empty name among the folders of runs")
     workdir = Path(workdir)
-    config = read_config(workdir)
+    config = recipes.read_config(workdir)
+    if config.get("adapter", {}).get("name") not in ADAPTERS:
+        raise InputError(f"{workdir} holds no run of an adapter")
     if not (workdir / "classes.npz").is_file():
         raise InputError(f"{workdir} holds a run without a checkpoint; train it first")
     class_texts = read_embeddings(workdir / "classes.npz")
     num_labels, width = class_texts.vectors.shape
-    graph, parameters = split_module(TaIAdapter(width, num_labels, **config.adapter, rngs=nnx.Rngs(0)))
+    graph, parameters = split_module(make_adapter(config.adapter, width, num_labels, rngs=nnx.Rngs(0)))
     with Checkpoints(workdir / "checkpoints", class_texts.origin, read_only=True) as checkpoints:
         wanted = {"parameters": abstract(parameters, replicated(make_mesh()))}
         parameters = checkpoints.restore(wanted)["parameters"]
@@ -136,33 +139,15 @@ def read_run(workdir):
     }
 
 
-def read_config(workdir):
-    """The config of the run in a folder, a `ConfigDict`.
-
-    Raises:
-      InputError: the folder holds no run, or its config.json is damaged.
-    """
-    path = Path(workdir) / "config.json"
-    try:
-        config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
-        if not {"seed", "evaluation", "adapter", "train"} <= set(config.keys()):
-            raise ValueError("it is no config of a run")
-    except FileNotFoundError:
-        raise InputError(f"{workdir} holds no run: it has no config.json; train there first") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot read {path} ({reason}); restore it, or train in another folder") from error
-    return config
-
-
-def read_images(source, class_texts, load_backbone):
-    """The images to score, as `Embeddings` whose labels have the columns of `class_texts`.
+def read_images(source, class_texts, load_backbone, section="evaluation"):
+    """The images to score, or to train on, as `Embeddings` whose labels have the columns of `class_texts`.
 
     Args:
       source: a mapping with `embeddings` (a file) or `images` (a folder), and `labels` (a CSV, where the
         embeddings' file holds none).
       class_texts: `Embeddings` of the classes.
       load_backbone: called without arguments where a folder has to be embedded.
+      section: of the recipe, which errors name.
 
     Raises:
       InputError: these embeddings were made by another backbone, or have another width; or the images have
@@ -170,7 +155,10 @@ def read_images(source, class_texts, load_backbone):
     """
     split = source.get("embeddings") or source.get("images")
     if not split:
-        raise InputError("no images to score: give embeddings=FILE or images=FOLDER")
+        purpose = "score" if section == "evaluation" else "train on"
+        raise InputError(
+            f"no images to {purpose}: give embeddings=FILE or images=FOLDER (for train, --config.{section}.)"
+        )
     images = read_embeddings(split) if source.get("embeddings") else embed_images(load_backbone, split)
     width, expected_width = images.vectors.shape[1], class_texts.vectors.shape[1]
     if width != expected_width:
@@ -178,13 +166,13 @@ def read_images(source, class_texts, load_backbone):
             f"{split}: embeddings are {width} wide, the class texts {expected_width}; "
             "both must come from one backbone"
         )
-    backbones = [_backbone_of(embeddings.origin) for embeddings in (images, class_texts)]
+    backbones = [backbone_of(embeddings.origin) for embeddings in (images, class_texts)]
     if all(backbones) and backbones[0]["sha256"] != backbones[1]["sha256"]:
         raise InputError(
             f"{split} was made by {describe(backbones[0])}, the class texts by {describe(backbones[1])}; "
             "both must come from one backbone"
         )
-    labels = _aligned_labels(source.get("labels"), split, images, class_texts.names)
+    labels = _aligned_labels(source.get("labels"), split, images, class_texts.names, section)
     if not np.any(labels == 1):
         raise InputError(
             f"{split}: no image has any of the {len(class_texts.names)} labels, so no mAP exists"
@@ -199,7 +187,7 @@ def adapter_scores(graph, parameters, vectors):
     return merge_module(graph, parameters)(vectors)
 
 
-def _aligned_labels(path, split, images, label_names):
+def _aligned_labels(path, split, images, label_names, section):
     if path:
         if images.names is None:
             raise InputError(f"{split} does not name its images, so {path} cannot be matched with them")
@@ -207,7 +195,7 @@ def _aligned_labels(path, split, images, label_names):
     if images.labels is None:
         raise InputError(
             f"{split} holds no labels: give a CSV of them, --labels=FILE "
-            "(for train, --config.evaluation.labels=FILE)"
+            f"(for train, --config.{section}.labels=FILE)"
         )
     if images.label_names is None:
         if images.labels.shape[1] != len(label_names):
@@ -289,21 +277,23 @@ def _write_evaluation(run, scores, cosine, labels, protocol):
 
 def _settings(run):
     """A run's config without what changes nothing of its result."""
-    flat = flat_config(run["config"])
+    flat = recipes.flat_config(run["config"])
     return {key: value for key, value in flat.items() if not key.startswith("evaluation.")}
 
 
 def _method_name(run, runs):
-    """What sets a run apart from the others, its seed aside: "radius=12.0, sampling=surface"."""
-    configs, own = [_settings(other) for other in runs], _settings(run)
-    differing = [key for key in own if key != "seed" and len({str(c.get(key)) for c in configs}) > 1]
-    return ", ".join(f"{key.split('.')[-1]}={own[key]}" for key in differing) or "TaI-Adapter"
+    """The adapter, and what sets a run apart from the others of its adapter, its seed aside."""
+    own = _settings(run)
+    name = own["adapter.name"]
+    same = [other for other in map(_settings, runs) if other["adapter.name"] == name]
+    differing = [key for key in own if key != "seed" and len({str(other.get(key)) for other in same}) > 1]
+    return ", ".join([TITLES[name], *(f"{key.split('.')[-1]}={own[key]}" for key in differing)])
 
 
 def _protocol(images, class_texts, num_samples):
     counted = int(np.any(images.labels == 1, axis=0).sum())
     image_size = images.origin.get("image_size")
-    backbone = _backbone_of(class_texts.origin)
+    backbone = backbone_of(class_texts.origin)
     template = (class_texts.origin.get("backbone") or class_texts.origin).get("template")
     return {
         "metric": PROTOCOL,
@@ -316,8 +306,8 @@ def _protocol(images, class_texts, num_samples):
     }
 
 
-def _backbone_of(origin):
-    """The fingerprint of the backbone behind embeddings, or None where it was not recorded."""
+def backbone_of(origin):
+    """The fingerprint of the backbone behind embeddings of this origin, or None where it was not recorded."""
     backbone = None if origin is None else origin.get("backbone", origin)
     return backbone and {key: value for key, value in backbone.items() if key != "labels"}
 

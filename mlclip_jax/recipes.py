@@ -1,13 +1,15 @@
 """Recipes: config files, found by path or by name, and the flags that override their values."""
 
+import json
 import re
 from importlib.resources import files
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from mlclip_jax.errors import InputError
+from mlclip_jax.files import replacing
 
 
 def define_config(values, argv):
@@ -73,6 +75,84 @@ def find_recipe(name):
     if re.fullmatch(r"(configs/)?\w+(\.py)?", name) and Path(name).stem in shipped:
         return shipped[Path(name).stem]
     raise InputError(f"no recipe {name!r}: neither a file nor one of {', '.join(sorted(shipped))}")
+
+
+def write_config(folder, config):
+    """Writes a resolved config to `config.json` in a run's folder."""
+    with replacing(Path(folder) / "config.json") as temporary:
+        temporary.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(workdir):
+    """The config of the run in a folder, a `ConfigDict`.
+
+    Raises:
+      InputError: the folder holds no run, or its config.json is damaged.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+        if not {"seed", "evaluation", "train"} <= set(config.keys()):
+            raise ValueError("it is no config of a run")
+    except FileNotFoundError:
+        raise InputError(f"{workdir} holds no run: it has no config.json; train there first") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot read {path} ({reason}); restore it, or train in another folder") from error
+    return config
+
+
+def check_same_run(workdir, config, may_change):
+    """Refuses a folder whose checkpoints are of another config.
+
+    Args:
+      workdir: folder of a run, perhaps still empty.
+      config: what is to go on there, a `ConfigDict`.
+      may_change: beginnings of the keys that do not change a result.
+
+    Raises:
+      InputError: another key has another value there.
+    """
+    if not any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*")):
+        return
+    there, here = flat_config(read_config(workdir)), flat_config(json.loads(config.to_json()))
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key) and not key.startswith(may_change):
+            raise InputError(
+                f"{workdir} holds a run with {key} {there.get(key)!r}, not {here.get(key)!r}; "
+                "give that value, or another --workdir"
+            )
+
+
+def check(config, expected, required, conditions):
+    """Refuses a config that could only fail later, or silently mean something else.
+
+    Args:
+      config: a `ConfigDict`.
+      expected: one with the same keys, and values of the right types.
+      required: keys that no run can do without, where `expected` has them.
+      conditions: dict from a key to a test of its value, and what is wanted, in words.
+
+    Raises:
+      InputError: a key is missing, unknown or left open, or a value cannot be.
+    """
+    flat, expected = flat_config(config), flat_config(expected)
+    for key in sorted(expected.keys() - flat.keys()):
+        raise InputError(f"the recipe lacks {key}")
+    for key in sorted(flat.keys() - expected.keys()):
+        raise InputError(f"the recipe has {key}, which nothing reads; it may be misspelt")
+    for key in required:
+        if key in flat and not flat[key]:
+            raise InputError(f"the recipe leaves {key} open: set --config.{key}=...")
+    for key, (holds, wanted) in conditions.items():
+        if key not in flat:
+            continue
+        try:
+            fits = isinstance(flat[key], type(expected[key]) | int) and holds(flat[key])
+        except TypeError:  # a word where a number belongs
+            fits = False
+        if not fits:
+            raise InputError(f"--config.{key}={flat[key]} cannot be: it must be {wanted}")
 
 
 def flat_config(config):

@@ -6,9 +6,7 @@ goes on from its newest checkpoint to the result it would have had undisturbed.
 
 import functools
 import hashlib
-import json
 import math
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -20,21 +18,21 @@ from absl import flags
 from flax import nnx
 
 from mlclip_jax import evaluate, recipes
-from mlclip_jax.adapters.tai import TaIAdapter
+from mlclip_jax.adapters import ADAPTERS, make_adapter
 from mlclip_jax.backbones.weights import fingerprint
-from mlclip_jax.checkpoints import Checkpoints, abstract
-from mlclip_jax.configs import tai
+from mlclip_jax.checkpoints import Checkpoints
+from mlclip_jax.configs import mmm_clip, tai
 from mlclip_jax.data.pipeline import batch_indices
 from mlclip_jax.data.sources import Embeddings, read_embeddings, read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.features import embed_names, write_embeddings
-from mlclip_jax.files import locked, make_folder, replacing
+from mlclip_jax.files import locked, make_folder
+from mlclip_jax.loop import make_chunk, resume, run_conditions, run_steps, update
 from mlclip_jax.losses import binary_cross_entropy_sum
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.modules import merge_module, split_module
-from mlclip_jax.parallel import AXIS, MODES, data_parallel, make_mesh, replicated
+from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
 from mlclip_jax.perturbation import LENGTHS, perturb
-from mlclip_jax.progress import progress_bar
 from mlclip_jax.texts.label_sets import sample_label_sets
 from mlclip_jax.texts.mixtures import mix_class_embeddings
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, write_texts
@@ -65,62 +63,56 @@ def train(config, workdir):
     _check(config, mesh.size)
     make_folder(workdir)
     workdir = Path(workdir)
-    _check_same_run(workdir, config)
+    recipes.check_same_run(workdir, config, MAY_CHANGE)
     backbone = functools.cache(lambda: evaluate.load_backbone_of(config))
     class_texts = read_class_texts(config, backbone)
     images = None
     if any(config.evaluation.values()):
         images = evaluate.read_images(config.evaluation, class_texts, backbone)
-    texts = read_training_texts(config, class_texts, backbone, workdir)
+    frozen = class_texts.origin
+    if "examples" in config:
+        examples = evaluate.read_images(config.examples, class_texts, backbone, section="examples")
+        content = examples.vectors.tobytes() + examples.labels.tobytes()
+        frozen = frozen | {"examples": hashlib.sha256(content).hexdigest()}
+    else:
+        examples = read_training_texts(config, class_texts, backbone, workdir)
 
     num_labels, width = class_texts.vectors.shape
-    adapter = TaIAdapter(width, num_labels, **config.adapter, rngs=nnx.Rngs(config.seed))
+    adapter = make_adapter(config.adapter, width, num_labels, rngs=nnx.Rngs(config.seed))
     graph, parameters = split_module(adapter)
     optimizer = make_optimizer(config)
     state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
 
     step_function = make_train_step(graph, optimizer, config.perturbation, jax.random.key(config.seed))
-    run_chunk = data_parallel(make_chunk(step_function), config.train.parallel, mesh)
-    frozen = {}  # the backbone's work is in the data already: this step reads none of its weights
-    data = jax.device_put({"embeddings": texts.vectors, "labels": texts.labels}, replicated(mesh))
+    run_on_devices = data_parallel(make_chunk(step_function), config.train.parallel, mesh)
+    data = jax.device_put({"embeddings": examples.vectors, "labels": examples.labels}, replicated(mesh))
 
-    with locked(workdir), Checkpoints(workdir / "checkpoints", class_texts.origin) as checkpoints:
-        step = checkpoints.latest_step or 0
-        if step > config.train.steps:
-            raise InputError(
-                f"{workdir} holds a checkpoint of step {step}, beyond {config.train.steps}; remove it"
-            )
-        if step:
-            state = checkpoints.restore(abstract(state, replicated(mesh)))
-            print(f"{workdir}: going on from step {step} of {config.train.steps}", file=sys.stderr)
-        else:
-            state = jax.device_put(state, replicated(mesh))
-        with replacing(workdir / "config.json") as temporary:
-            temporary.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
+    def run_chunk(state, first, end):
+        steps = np.arange(first, end, dtype=np.int32)
+        number, size = len(examples.vectors), config.train.batch_size
+        indices = [batch_indices(config.seed, t, number, size) for t in steps]
+        # The backbone's work is in the data already: this step reads none of its weights.
+        return run_on_devices(state, {}, data, np.stack(indices), steps)
+
+    def evaluate_now(state):
+        scores = evaluate.adapter_scores(graph, state["parameters"], images.vectors)
+        return {"mAP_percent": 100 * mean_average_precision(scores, images.labels)[0]}
+
+    with locked(workdir), Checkpoints(workdir / "checkpoints", frozen) as checkpoints:
+        step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
+        recipes.write_config(workdir, config)
         write_embeddings(workdir / "classes.npz", class_texts)
-        log = Log(workdir / "metrics.jsonl", step)
-
-        with progress_bar(config.train.steps, "training", "steps", done=step) as bar:
-            while step < config.train.steps:
-                end = _next_boundary(step, config.train)
-                steps = np.arange(step, end, dtype=np.int32)
-                indices = [
-                    batch_indices(config.seed, t, len(texts.vectors), config.train.batch_size) for t in steps
-                ]
-                state, metrics = run_chunk(state, frozen, data, np.stack(indices), steps)
-                # This chunk now runs; meanwhile the line of the one before it is fetched and written.
-                log.write_pending()
-                bar.update(end - step)
-                step = end
-                # Evaluate, then save: a run killed in between evaluates again, and loses nothing.
-                if images is not None and _is_due(step, config.train.evaluate_every):
-                    scores = evaluate.adapter_scores(graph, state["parameters"], images.vectors)
-                    metrics |= {"mAP_percent": 100 * mean_average_precision(scores, images.labels)[0]}
-                log.add(step, metrics)
-                if _is_due(step, config.train.checkpoint_every) or step == config.train.steps:
-                    log.write_pending()  # the log is complete up to every checkpoint
-                    checkpoints.save(step, state)
-    print(f"{workdir}: trained {step} steps on {len(texts.vectors)} texts about {num_labels} labels")
+        state = run_steps(
+            run_chunk,
+            state,
+            step,
+            config.train,
+            checkpoints,
+            workdir / "metrics.jsonl",
+            evaluate_now if images is not None else None,
+        )
+    learnt_from = f"{len(examples.vectors)} {'images' if 'examples' in config else 'texts'}"
+    print(f"{workdir}: trained {config.train.steps} steps on {learnt_from} about {num_labels} labels")
     if images is not None:
         evaluate.print_comparison(evaluate.compare([evaluate.read_run(workdir)], images))
     return state["parameters"]
@@ -209,111 +201,16 @@ def make_train_step(graph, optimizer, perturbation, key):
             logits = jax.vmap(example_logits, (None, 0, 0))(parameters, batch["embeddings"], keys)
             return binary_cross_entropy_sum(logits, batch["labels"])
 
-        (total, count), gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
-        # Sums first, then one division: devices may know different numbers of labels.
-        total, count, gradient = jax.lax.psum((total, count, gradient), AXIS)
-        count = jnp.maximum(count, 1)
-        gradient = jax.tree.map(lambda g: g / count, gradient)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; all else here runs strictly
-            updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["parameters"])
-        parameters = optax.apply_updates(state["parameters"], updates)
-        return {"parameters": parameters, "optimizer": optimizer_state}, {"loss": total / count}
+        sums, gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
+        return update(optimizer, state, *sums, gradient)
 
     return train_step
-
-
-def make_chunk(train_step):
-    """Many steps in one program: `chunk(state, frozen, data, indices, steps)`, for one device.
-
-    `data` are all examples, `indices` (S, B / devices) those of each step, `steps` (S,) the steps' numbers;
-    metrics come back with a leading S.
-    """
-
-    def chunk(state, frozen, data, indices, steps):
-        def body(state, rows_and_step):
-            rows, step = rows_and_step
-            return train_step(state, frozen, jax.tree.map(lambda array: array[rows], data), step)
-
-        return jax.lax.scan(body, state, (indices, steps))
-
-    return chunk
-
-
-class Log:
-    """`metrics.jsonl`, a line per chunk, written one chunk late so that the device never waits for it.
-
-    Args:
-      path: the file; lines beyond `step`, of a run that was killed after its checkpoint, are cut off.
-      step: where the run goes on.
-    """
-
-    def __init__(self, path, step):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-        with replacing(path) as temporary:
-            kept = (line + "\n" for line in lines if _step_of(line) <= step)
-            temporary.write_text("".join(kept), encoding="utf-8")
-        self._path = path
-        self._pending = []
-
-    def add(self, step, metrics):
-        """Notes metrics as of after `step` steps; arrays that are still being computed are not waited for."""
-        self._pending.append((step, metrics))
-
-    def write_pending(self):
-        """Waits for the metrics noted so far, and appends them.
-
-        Raises:
-          InputError: the loss is no longer finite, or the file cannot be written.
-        """
-        lines = []
-        for step, metrics in self._pending:
-            means = {name: float(np.mean(value)) for name, value in metrics.items()}
-            if not all(map(math.isfinite, means.values())):
-                raise InputError(f"training diverged by step {step}: {means}; lower optimizer.learning_rate")
-            lines.append(json.dumps({"step": step, **means}) + "\n")
-        self._pending = []
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
-        except OSError as error:
-            raise InputError(f"cannot write {self._path}: {error.strerror}; free some space there") from error
-
-
-def _step_of(line):
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):  # cut off by a kill, or no line of ours
-        return math.inf
-
-
-def _next_boundary(step, train):
-    """The first step after `step` at which something is logged, evaluated or saved."""
-    periods = [p for p in (train.log_every, train.evaluate_every, train.checkpoint_every) if p]
-    return min(train.steps, *(step - step % period + period for period in periods))
-
-
-def _is_due(step, period):
-    return period > 0 and step % period == 0
-
-
-def _check_same_run(workdir, config):
-    """Refuses a folder whose checkpoints are of another config."""
-    if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
-        return
-    there, here = (
-        recipes.flat_config(c) for c in (evaluate.read_config(workdir), json.loads(config.to_json()))
-    )
-    for key in sorted(there.keys() | here.keys()):
-        if there.get(key) != here.get(key) and not key.startswith(MAY_CHANGE):
-            raise InputError(
-                f"{workdir} holds a run with {key} {there.get(key)!r}, not {here.get(key)!r}; "
-                "give that value, or another --workdir"
-            )
 
 
 # What does not change the result; for paths, fingerprints tell whether what they lead to is the same.
 MAY_CHANGE = (
     "evaluation.",
+    "examples.",
     "backbone",
     "texts.class_embeddings",
     "texts.labels",
@@ -326,17 +223,13 @@ MAY_CHANGE = (
 
 def _check(config, num_devices):
     """Refuses what could only fail later, or silently mean something else."""
-    flat = recipes.flat_config(config)
-    expected = recipes.flat_config(tai.get_config("templates" if "backbone" in flat else "embeddings"))
-    for key in sorted(expected.keys() - flat.keys()):
-        raise InputError(f"the recipe lacks {key}")
-    for key in sorted(flat.keys() - expected.keys()):
-        raise InputError(f"the recipe has {key}, which nothing reads; it may be misspelt")
-    for key in ("backbone", "texts.class_embeddings", "texts.labels"):
-        if key in flat and not flat[key]:
-            raise InputError(f"the recipe leaves {key} open: set --config.{key}=...")
+    if config.get("adapter", {}).get("name") not in ADAPTERS:
+        raise InputError(f"the recipe's adapter.name must be one of {', '.join(ADAPTERS)}")
+    if config.adapter.name == "fc":
+        expected = mmm_clip.get_config("fc")
+    else:
+        expected = tai.get_config("templates" if "backbone" in config else "embeddings")
     conditions = {
-        "seed": (lambda n: 0 <= n < 2**31, "from 0 to 2147483647"),
         "texts.number": (lambda n: n >= 1, "at least 1"),
         "texts.max_labels": (lambda n: n >= 1, "at least 1"),
         "perturbation.radius": (lambda r: 0 <= r < math.inf, "finite and not negative"),
@@ -346,23 +239,9 @@ def _check(config, num_devices):
         "adapter.dropout": (lambda p: 0 <= p < 1, "in [0, 1)"),
         "optimizer.learning_rate": (lambda r: 0 < r < math.inf, "finite and positive"),
         "optimizer.weight_decay": (lambda w: 0 <= w < math.inf, "finite and not negative"),
-        "train.steps": (lambda n: 1 <= n < 2**31, "from 1 to 2147483647"),
-        "train.batch_size": (
-            lambda n: n >= 1 and n % num_devices == 0,
-            f"positive, and a multiple of the {num_devices} devices",
-        ),
-        "train.parallel": (lambda mode: mode in MODES, f"one of {', '.join(MODES)}"),
-        "train.log_every": (lambda n: n >= 1, "at least 1"),
-        "train.evaluate_every": (lambda n: n >= 0, "at least 0"),
-        "train.checkpoint_every": (lambda n: n >= 1, "at least 1"),
     }
-    for key, (holds, wanted) in conditions.items():
-        try:
-            fits = isinstance(flat[key], type(expected[key]) | int) and holds(flat[key])
-        except TypeError:  # a word where a number belongs
-            fits = False
-        if not fits:
-            raise InputError(f"--config.{key}={flat[key]} cannot be: it must be {wanted}")
+    required = ("backbone", "texts.class_embeddings", "texts.labels")
+    recipes.check(config, expected, required, conditions | run_conditions(num_devices))
 
 
 def define_flags(values, argv):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from clip_cases import images
 from flax import nnx
+from interruption import stopped_after
 from PIL import Image
 from small_world import LABELS, train_arguments, write_embeddings
 from tiny_clip import config_with, write_clip
@@ -19,10 +20,11 @@ from mlclip_jax.cli import main
 from mlclip_jax.configs import tai
 from mlclip_jax.data.sources import read_embeddings
 from mlclip_jax.files import locked
+from mlclip_jax.loop import Log, make_chunk
 from mlclip_jax.losses import binary_cross_entropy
 from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import data_parallel, make_mesh, replicated
-from mlclip_jax.train import Log, make_chunk, make_optimizer, make_schedule, make_train_step, train
+from mlclip_jax.train import make_optimizer, make_schedule, make_train_step, train
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +80,8 @@ def test_a_run_in_two_parts_is_the_run_in_one(world, tmp_path, mode):
     config = small_config(world, train__parallel=mode)
     whole = train(config, tmp_path / "whole")
 
-    class Stop(Exception):
-        pass
-
-    def stop_at_30(self, step, metrics):
-        if step > 30:
-            raise Stop
-        add(self, step, metrics)
-
-    add = Log.add
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Log, "add", stop_at_30)
-        with pytest.raises(Stop):
-            train(config, tmp_path / "parts")
+    with stopped_after(30):
+        train(config, tmp_path / "parts")
     assert steps_of(tmp_path / "parts") == [10, 20, 30]  # saved at 20: the last line is to be cut off
     resumed = train(config, tmp_path / "parts")
     assert_equal(resumed, whole)
@@ -239,14 +230,15 @@ def test_evaluate_compares_methods_over_seeds(world, tmp_path, capsys):
     scored = read_scored(world, runs)
     comparison = evaluate.compare(runs, scored, num_samples=50)
     rows = {(row["method"], row["scoring"]): row for row in comparison["rows"]}
-    assert {method for method, _ in rows} == {"cosine zero-shot", "radius=0.0", "radius=3.0"}
-    row = rows["radius=3.0", "raw"]
+    none, some = "TaI-Adapter, radius=0.0", "TaI-Adapter, radius=3.0"
+    assert {method for method, _ in rows} == {"cosine zero-shot", none, some}
+    row = rows[some, "raw"]
     assert row["seeds"] == 2
     singles = [evaluate.compare([run], scored, 1)["rows"][1]["mAP"] for run in runs[2:]]
     assert row["mAP"] == pytest.approx(np.mean(singles))
     assert row["spread"] == pytest.approx(np.std(singles, ddof=1))
     assert row["over_cosine"][0] == pytest.approx(row["mAP"] - rows["cosine zero-shot", "raw"]["mAP"])
-    assert row["over_first"][0] == pytest.approx(row["mAP"] - rows["radius=0.0", "raw"]["mAP"])
+    assert row["over_first"][0] == pytest.approx(row["mAP"] - rows[none, "raw"]["mAP"])
     difference, lower, upper = row["over_first"]
     assert lower < difference < upper
     # Of a method and itself there is no difference in any resample: they are drawn in pairs.
