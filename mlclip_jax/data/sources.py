@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import json
 import struct
 import zipfile
@@ -41,6 +42,72 @@ class Embeddings(NamedTuple):
     labels: np.ndarray | None = None
     label_names: tuple | None = None
     origin: dict | None = None
+
+
+class Example(NamedTuple):
+    """An image and what is known of it.
+
+    Attributes:
+      image: uint8 `(h, w, 3)`, a `PIL.Image`, or a path.
+      labels: int8 `(K,)` in {1, 0, -1}.
+      caption: a sentence about the image.
+    """
+
+    image: np.ndarray | Image.Image | Path
+    labels: np.ndarray
+    caption: str
+
+
+class CaptionedImages:
+    """A sequence of `Example`s: images in a folder, and a CSV of their captions.
+
+    Args:
+      folder: of the images.
+      table: CSV with the columns `filename` (below the folder) and `caption`, and perhaps `labels` (names
+        joined by `|`). A file may have several rows, one for each of its captions.
+
+    Attributes:
+      label_names: K names, sorted; none where the table has no column of labels.
+      digest: SHA-256 of the table's rows.
+
+    Raises:
+      InputError: the table cannot be read, is no such table, or names a file that is not there.
+    """
+
+    def __init__(self, folder, table):
+        self._folder = Path(folder)
+        by_file = {}  # the rows of one image are neighbours, wherever the table has them
+        for row in _read_rows(table, ("filename", "caption")):
+            by_file.setdefault(row["filename"], []).append(row)
+        self._rows = [row for rows in by_file.values() for row in rows]
+        self.digest = hashlib.sha256(json.dumps(self._rows).encode()).hexdigest()
+        missing = [row["filename"] for row in self._rows if not (self._folder / row["filename"]).is_file()]
+        if missing:
+            raise InputError(
+                f"{table}: {len(missing)} of {len(self._rows)} files are not in {folder}, "
+                f"the first {missing[0]}"
+            )
+        labels = [_split_labels(row.get("labels") or "") for row in self._rows]
+        self.label_names = tuple(sorted(set().union(*labels)))
+        columns = {label: k for k, label in enumerate(self.label_names)}
+        self._labels = np.zeros((len(self._rows), len(columns)), np.int8)
+        for row, present in zip(self._labels, labels):
+            row[[columns[label] for label in present]] = 1
+
+    def __len__(self):
+        return len(self._rows)
+
+    def cut(self, number):
+        """The index from which to hold out at least `number` examples, so that no image is on both sides."""
+        start = len(self) - number
+        names = [row["filename"] for row in self._rows]
+        while 0 < start < len(self) and names[start] == names[start - 1]:
+            start -= 1
+        return start
+
+    def __getitem__(self, index):
+        row = self._rows[index]
+        return Example(self._folder / row["filename"], self._labels[index], row["caption"])
 
 
 def read_embeddings(path):
@@ -226,21 +293,32 @@ def _checked_labels(path, labels, num_examples, label_names):
 
 
 def _read_label_rows(path):
+    rows = {}
+    for row in _read_rows(path, ("filename", "labels")):
+        labels = _split_labels(row["labels"])
+        if rows.setdefault(row["filename"], labels) != labels:
+            raise InputError(f"{path} has two different rows for {row['filename']}")
+    return rows
+
+
+def _split_labels(cell):
+    return {label.strip() for label in cell.split("|") if label.strip()}
+
+
+def _read_rows(path, columns):
+    """The rows of a CSV, as dicts, that has these columns."""
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            if not {"filename", "labels"} <= set(reader.fieldnames or ()):
-                raise InputError(f"{path} needs the columns filename and labels; it has {reader.fieldnames}")
-            rows = {}
+            if not set(columns) <= set(reader.fieldnames or ()):
+                wanted = " and ".join(columns)
+                raise InputError(f"{path} needs the columns {wanted}; it has {reader.fieldnames}")
             for row in reader:
-                if None in row or row["labels"] is None:
+                if None in row or None in row.values():
                     raise InputError(
                         f"{path}, line {reader.line_num}: {row['filename']} has not one cell per column; "
                         "join labels by |, and quote a cell that holds a comma"
                     )
-                labels = {label.strip() for label in row["labels"].split("|") if label.strip()}
-                if rows.setdefault(row["filename"], labels) != labels:
-                    raise InputError(f"{path} has two different rows for {row['filename']}")
-            return rows
+                yield row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {error}") from error
