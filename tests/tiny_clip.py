@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+from mlclip_jax.backbones.saving import END, clip_tokenizer
+
 # CLIP's byte-pair merges, the few that some test words need.
 MERGES = [
     ("p", "h"),
@@ -151,40 +151,6 @@ def random_weights(config, seed):
             add_norm(f"{layer}.layer_norm2", width)
     weights["logit_scale"] = np.array(generator.standard_normal(), np.float32)
     return weights
-
-
-def clip_tokenizer(merges):
-    """CLIP's tokenizer, as the hub's tokenizer.json files describe it, over these merges."""
-    alphabet = byte_alphabet()
-    pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *(a + b for a, b in merges), START, END]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, list(merges), unk_token=END, end_of_word_suffix="</w>", fuse_unk=False)
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(words), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    start, end = (START, vocabulary[START]), (END, vocabulary[END])
-    tokenizer.post_processor = processors.RobertaProcessing(
-        end, start, trim_offsets=False, add_prefix_space=False
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([START, END])
-    return tokenizer
-
-
-def byte_alphabet():
-    """The 256 printable stand-ins for bytes, in CLIP's order: printable bytes first, then the others."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
 def read_merges(path):

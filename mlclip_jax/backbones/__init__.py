@@ -29,7 +29,8 @@ def load_backbone(name_or_folder, *, revision=None):
 
     Args:
       name_or_folder: a folder with `config.json`, `model.safetensors`, `tokenizer.json` and
-        `preprocessor_config.json`, or the hub name of such a repository ("openai/clip-vit-base-patch32").
+        `preprocessor_config.json`; or the hub name of such a repository ("openai/clip-vit-base-patch32");
+        or "scenes-clip", which comes with the package and knows the objects of `data/scenes.py` alone.
       revision: a commit, branch or tag of the hub repository.
 
     Returns:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from mlclip_jax.errors import InputError
+
+# Backbones that come with the package, by name.
+BUILT_IN = {"scenes-clip": Path(__file__).parent / "scenes_clip"}
 
 # All that is downloaded of a repository: never a pickle.
 HUB_FILES = ["*.json", "model.safetensors"]
@@ -24,15 +27,23 @@ def conv(array):
     return np.transpose(array, (2, 3, 1, 0))
 
 
+# And back.
+INVERSE = {identity: identity, linear: linear, conv: lambda array: np.transpose(array, (3, 2, 0, 1))}
+
+
 def find_checkpoint(name_or_folder, revision=None):
-    """The folder of a checkpoint, downloaded first where a hub name is given.
+    """The folder of a checkpoint, given by the name of one in `BUILT_IN`, itself, or by hub name.
+
+    What the hub names is downloaded first.
 
     Returns:
-      The folder and the revision: a commit hash for the hub, "" for a plain folder.
+      The folder and the revision: a commit hash for the hub, "" for a folder.
 
     Raises:
       InputError: there is neither such a folder nor such a repository within reach.
     """
+    if str(name_or_folder) in BUILT_IN:
+        return BUILT_IN[str(name_or_folder)], ""
     folder = Path(name_or_folder)
     if folder.is_dir():
         return folder, ""
@@ -118,6 +129,28 @@ def load_parameters(path, table, abstract, ignored=()):
             f"{path} does not fit its config.json: {_listed(unused)} unused, {_listed(unfilled)} unfilled"
         )
     return _unflatten(filled)
+
+
+def save_parameters(path, table, parameters):
+    """Writes a tree of parameters as the safetensors file from which `load_parameters` reads it.
+
+    Args:
+      path: the file to write.
+      table: as in `load_parameters`; the only groups in its patterns are numbers, `(\\d+)`.
+      parameters: nested dict of arrays, one for each path that the table leads to.
+    """
+    number = r"(\d+)"
+    backwards = [
+        (re.escape(target).replace(r"\\1", number), key.replace(number, r"\1").replace(r"\.", "."), transform)
+        for key, target, transform in table
+    ]
+    arrays = {}
+    for target, array in _flatten(parameters).items():
+        key, transform = _look_up(backwards, target)
+        # safetensors stores memory as it lies, whatever the strides.
+        arrays[key] = np.array(INVERSE[transform](np.asarray(array)), order="C")
+    # Not by safetensors itself, which would let only the owner read the file.
+    Path(path).write_bytes(save(arrays, metadata={"format": "pt"}))
 
 
 def fingerprint(name, revision, paths):

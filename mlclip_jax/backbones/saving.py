@@ -1,0 +1,119 @@
+"""Writes a CLIP in Hugging Face's format, with a tokenizer of its own."""
+
+import json
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from mlclip_jax.backbones.clip import KEY_TABLE
+from mlclip_jax.backbones.weights import save_parameters
+from mlclip_jax.files import make_folder, replacing
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def clip_tokenizer(merges):
+    """CLIP's tokenizer over these byte-pair merges, as the hub's `tokenizer.json` files describe it.
+
+    The vocabulary is in CLIP's order: the 256 bytes, the same at the end of a word, one entry for each merge,
+    start and end.
+    """
+    alphabet = byte_alphabet()
+    pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *(a + b for a, b in merges), START, END]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = _word_splitter(
+        models.BPE(vocabulary, list(merges), unk_token=END, end_of_word_suffix="</w>", fuse_unk=False)
+    )
+    start, end = (START, vocabulary[START]), (END, vocabulary[END])
+    tokenizer.post_processor = processors.RobertaProcessing(
+        end, start, trim_offsets=False, add_prefix_space=False
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([START, END])
+    return tokenizer
+
+
+def learn_merges(texts, number):
+    """The byte-pair merges that shorten these texts most, at most `number` of them: a list of pairs."""
+    alphabet = byte_alphabet()
+    tokenizer = _word_splitter(models.BPE(end_of_word_suffix="</w>"))
+    trainer = trainers.BpeTrainer(
+        vocab_size=2 * len(alphabet) + number,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [tuple(pair) for pair in merges[:number]]
+
+
+def byte_alphabet():
+    """The 256 printable stand-ins for bytes, in CLIP's order: printable bytes first, then the others."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+
+
+def save_clip(folder, config, parameters, tokenizer, image_processor):
+    """Writes a checkpoint that `load_backbone` reads, and transformers' `CLIPModel.from_pretrained` too.
+
+    Args:
+      folder: made if it is missing.
+      config: a `transformers.CLIPConfig`.
+      parameters: of `clip.CLIP`, a nested dict.
+      tokenizer: from `clip_tokenizer`.
+      image_processor: a `processing.ImageProcessor` that resizes the shorter side, and crops.
+    """
+    folder = Path(folder)
+    make_folder(folder)
+    height, width = image_processor.crop
+    preprocessing = {
+        "crop_size": {"height": height, "width": width},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(image_processor.mean),
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": list(image_processor.std),
+        "resample": int(image_processor.resample),
+        "rescale_factor": image_processor.scale,
+        "size": {"shortest_edge": image_processor.shortest_edge},
+    }
+    tokenizer_settings = {
+        "bos_token": START,
+        "eos_token": END,
+        "model_max_length": config.text_config.max_position_embeddings,
+        "pad_token": END,
+        "unk_token": END,
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    files = {
+        "config.json": config.to_json_string(use_diff=True),
+        "preprocessor_config.json": json.dumps(preprocessing, indent=2) + "\n",
+        "tokenizer.json": tokenizer.to_str(pretty=True) + "\n",
+        "tokenizer_config.json": json.dumps(tokenizer_settings, indent=2) + "\n",
+    }
+    for name, text in files.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    with replacing(folder / "model.safetensors") as temporary:
+        save_parameters(temporary, KEY_TABLE, parameters)
+
+
+def _word_splitter(model):
+    """A tokenizer of this model for lower-cased words, each as bytes."""
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    return tokenizer

@@ -1,0 +1,398 @@
+"""Pre-trains a small CLIP on captioned images: `mlclip pretrain --config=RECIPE --workdir=FOLDER`.
+
+Read from top to bottom: the source, one step, the loop, the checkpoint in Hugging Face's format. Started
+again in the same folder, a run goes on from its newest checkpoint.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from flax import nnx
+from PIL import Image
+from tokenizers import Tokenizer
+
+from mlclip_jax import recipes
+from mlclip_jax.backbones.clip import CLIP
+from mlclip_jax.backbones.processing import ImageProcessor
+from mlclip_jax.backbones.saving import END, START, clip_tokenizer, learn_merges, save_clip
+from mlclip_jax.checkpoints import Checkpoints
+from mlclip_jax.configs import pretrain_captions, pretrain_scenes
+from mlclip_jax.data.pipeline import batch_indices
+from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Difficulty, Scenes
+from mlclip_jax.data.sources import CaptionedImages
+from mlclip_jax.errors import InputError
+from mlclip_jax.files import locked, make_folder, replacing
+from mlclip_jax.loop import resume, run_conditions, run_steps, update
+from mlclip_jax.losses import binary_cross_entropy_sum, contrastive_sum
+from mlclip_jax.metrics import PROTOCOL, mean_average_precision
+from mlclip_jax.modules import merge_module, split_module
+from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
+from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
+from mlclip_jax.zero_shot import cosine_scores, modality_gap
+
+CAPTIONS_READ = 10_000  # to learn the tokenizer from
+FIXED_TOKENS = 514  # every byte, every byte at the end of a word, start and end
+# CLIP's own means and deviations.
+MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def main(values):
+    """mlclip pretrain --config=RECIPE --workdir=FOLDER [--config.key=value ...]"""
+    figures = pretrain(values.config, values.workdir)
+    print(f"{values.workdir}/clip: {json.dumps(figures)}")
+
+
+def pretrain(config, workdir):
+    """Trains to the end, or goes on from the newest checkpoint in `workdir`.
+
+    Leaves in `workdir` the resolved `config.json`, `metrics.jsonl`, the checkpoints, and in `clip/` the model
+    in Hugging Face's format, with its `figures.json`.
+
+    Args:
+      config: a recipe's `ml_collections.ConfigDict`.
+      workdir: folder of this run alone.
+
+    Returns:
+      The figures, a dict.
+
+    Raises:
+      InputError: the recipe, its source or the folder cannot be used.
+    """
+    mesh = make_mesh()
+    _check(config, mesh.size)
+    make_folder(workdir)
+    workdir = Path(workdir)
+    recipes.check_same_run(workdir, config, MAY_CHANGE)
+    source = open_source(config)
+    num_train = source.cut(config.evaluation.number)
+    if num_train < 1:
+        raise InputError(
+            f"the source has {len(source)} examples, and evaluation.number={config.evaluation.number} "
+            "leaves none to train on"
+        )
+    if config.loss.auxiliary and not source.label_names:
+        raise InputError(
+            "the source has no labels for the auxiliary loss; set --config.loss.auxiliary=0, "
+            "or give its table a column of labels"
+        )
+    captions = [source[i].caption for i in range(min(num_train, CAPTIONS_READ))]
+    tokenizer = clip_tokenizer(learn_merges(captions, config.vocabulary - FIXED_TOKENS))
+    model_config = clip_config(config.model, tokenizer)
+    context = model_config.text_config.max_position_embeddings
+    cut = sum(len(tokenizer.encode(caption).ids) > context for caption in captions)
+    if cut:
+        warnings.warn(
+            f"{cut} of the first {len(captions)} captions are longer than {context} tokens, and are cut; "
+            "--config.model.text_config.max_position_embeddings makes room",
+            stacklevel=2,
+        )
+    examples = Examples(source, model_config, tokenizer)
+
+    graph, parameters = split_module(
+        Pretraining(
+            model_config,
+            len(source.label_names) if config.loss.auxiliary else 0,
+            rngs=nnx.Rngs(config.seed),
+        )
+    )
+    optimizer = make_optimizer(config)
+    with jax.numpy_dtype_promotion("standard"):
+        state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+    step_function = make_pretrain_step(graph, optimizer, config.loss, examples.image_processor.normalise)
+    run_on_devices = data_parallel(make_single(step_function), config.train.parallel, mesh)
+
+    def read(step):
+        return examples.read(batch_indices(config.seed, step, num_train, config.train.batch_size))
+
+    reader, ahead = ThreadPoolExecutor(1), {}
+    rows = np.arange(config.train.batch_size, dtype=np.int32)[None]
+
+    def run_chunk(state, first, end):
+        start, metrics = time.monotonic(), []
+        for step in range(first, end):
+            batch = (ahead.pop(step, None) or reader.submit(read, step)).result()
+            if step + 1 < config.train.steps:
+                ahead[step + 1] = reader.submit(read, step + 1)  # while the device computes this one
+            data = jax.device_put(batch, replicated(mesh))
+            state, own = run_on_devices(state, {}, data, rows, np.array([step], np.int32))
+            jax.block_until_ready(metrics[-1:])  # one step ahead is enough; more would only fill memory
+            metrics.append(own)
+        jax.block_until_ready(metrics)
+        seconds = time.monotonic() - start
+        return state, {name: [own[name] for own in metrics] for name in metrics[0]} | {"seconds": seconds}
+
+    def evaluate(state):
+        return zero_shot_figures(graph, state["parameters"], examples, range(num_train, len(source)))
+
+    frozen = {  # nothing of the model is; but what it learns from must stay the same
+        "name": "pre-training",
+        "revision": "",
+        "sha256": source.digest,
+        "labels": hashlib.sha256("\n".join(source.label_names).encode()).hexdigest(),
+    }
+    with locked(workdir), reader, Checkpoints(workdir / "checkpoints", frozen) as checkpoints:
+        step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
+        recipes.write_config(workdir, config)
+        log_path = workdir / "metrics.jsonl"
+        state = run_steps(run_chunk, state, step, config.train, checkpoints, log_path, evaluate)
+        log = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
+        figures = {
+            "examples": config.train.steps * config.train.batch_size,
+            "seconds": round(sum(line["seconds"] for line in log)),
+            "held_out": config.evaluation.number,
+            **evaluate(state),
+            "protocol": f"plain cosine, {CLASS_TEMPLATE!r}; {PROTOCOL}",
+            "auxiliary label loss": bool(config.loss.auxiliary),
+        }
+        folder = workdir / "clip"
+        save_clip(folder, model_config, state["parameters"]["clip"], tokenizer, examples.image_processor)
+        with replacing(folder / "figures.json") as temporary:
+            temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return figures
+
+
+class Pretraining(nnx.Module):
+    """A CLIP, and where there are labels, a linear head on its image tower that is thrown away afterwards."""
+
+    def __init__(self, config, num_labels, *, rngs):
+        self.clip = CLIP(config, rngs=rngs)
+        bias = nnx.initializers.constant(-2.5)  # few labels are present: sigmoid(-2.5) is 0.08
+        width = config.vision_config.hidden_size
+        self.head = nnx.Linear(width, num_labels, bias_init=bias, rngs=rngs) if num_labels else None
+
+
+class Examples:
+    """A source, as the arrays that a step takes.
+
+    Args:
+      source: a sequence of `sources.Example`, with `label_names`.
+      config: the `transformers.CLIPConfig` of the model.
+      tokenizer: a `tokenizers.Tokenizer`.
+    """
+
+    def __init__(self, source, config, tokenizer):
+        side = config.vision_config.image_size
+        self.image_processor = ImageProcessor(
+            shortest_edge=side,
+            size=None,
+            crop=(side, side),
+            resample=Image.Resampling.BICUBIC,
+            scale=1 / 255,
+            mean=MEAN,
+            std=DEVIATION,
+        )
+        self.label_names = source.label_names
+        self._source = source
+        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: the one given stays as it is
+        self._tokenizer.enable_truncation(config.text_config.max_position_embeddings)
+        self._tokenizer.enable_padding(
+            length=config.text_config.max_position_embeddings,
+            pad_id=config.text_config.pad_token_id,
+            pad_token=END,
+        )
+
+    def read(self, indices):
+        """A dict of `pixels` uint8 (n, h, w, 3), `token_ids` int32 (n, T) and `labels` int8 (n, K)."""
+        examples = [self._source[int(index)] for index in indices]
+        return {
+            "pixels": np.stack([self.image_processor.pixels(example.image) for example in examples]),
+            "token_ids": self.token_ids([example.caption for example in examples]),
+            "labels": np.stack([example.labels for example in examples]),
+        }
+
+    def token_ids(self, texts):
+        """int32 `(len(texts), T)`, padded and cut to the context."""
+        return np.array([encoding.ids for encoding in self._tokenizer.encode_batch(texts)], np.int32)
+
+
+def open_source(config):
+    """The captioned images that a recipe names: a sequence of `sources.Example` with `label_names`."""
+    if "scenes" not in config:
+        return CaptionedImages(config.images.folder, config.images.table)
+    return Scenes(
+        config.scenes.seed,
+        config.scenes.number,
+        label_names=LABELS + OTHER_LABELS,
+        side=config.model.vision_config.image_size,
+        difficulty=Difficulty(**config.scenes.difficulty),
+        partial=config.scenes.partial,
+    )
+
+
+def clip_config(model, tokenizer):
+    """The `transformers.CLIPConfig` of a recipe's `model`, for a tokenizer.
+
+    Raises:
+      InputError: it describes no CLIP.
+    """
+    from transformers import CLIPConfig
+
+    content = model.to_dict()
+    tokens = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "bos_token_id": tokenizer.token_to_id(START),
+        "eos_token_id": tokenizer.token_to_id(END),
+        "pad_token_id": tokenizer.token_to_id(END),
+    }
+    for name, more in (("vision_config", {}), ("text_config", tokens)):
+        content[name] |= {"projection_dim": content["projection_dim"], **more}
+    try:
+        config = CLIPConfig.from_dict(content)
+    except Exception as error:  # transformers validates with exceptions of many kinds
+        raise InputError(f"the recipe's model describes no CLIP: {' '.join(str(error).split())}") from error
+    config.architectures = ["CLIPModel"]
+    if config.vision_config.image_size % config.vision_config.patch_size:
+        size, patch = config.vision_config.image_size, config.vision_config.patch_size
+        raise InputError(f"images of {size} pixels cannot be cut into patches of {patch}")
+    return config
+
+
+def make_optimizer(config):
+    """Muon for matrices, Adam for the rest, under a warm-up and a cosine decay; the gradient is clipped.
+
+    Muon (Jordan et al. 2024), its updates scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982).
+    """
+    settings = config.optimizer
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, settings.learning_rate, min(settings.warmup, config.train.steps - 1), config.train.steps
+    )
+    muon = optax.contrib.muon(schedule, weight_decay=settings.weight_decay, adam_b2=0.98, consistent_rms=0.2)
+    return optax.chain(optax.clip_by_global_norm(settings.max_norm), muon)
+
+
+def make_pretrain_step(graph, optimizer, loss_settings, normalise):
+    """The step of one device, `step(state, frozen, batch, step) -> (state, metrics)`; see `train.py`.
+
+    Args:
+      graph: of `Pretraining`.
+      optimizer: an `optax.GradientTransformation`.
+      loss_settings: `max_scale`, of the cosines, and `auxiliary`, the weight of the label loss.
+      normalise: uint8 pixels to what the image tower takes.
+    """
+
+    def pretrain_step(state, frozen, batch, step):
+        del frozen, step
+
+        def loss(parameters):
+            model = merge_module(graph, parameters)
+            pooled = model.clip.image.pooled(normalise(batch["pixels"]))
+            images, texts = model.clip.image.projection(pooled), model.clip.text(batch["token_ids"])
+            scale = jnp.exp(model.clip.logit_scale[...])
+            contrastive, count = contrastive_sum(images, texts, scale)
+            total, labelling = contrastive, jnp.zeros(())
+            if model.head is not None:
+                labelling, known = binary_cross_entropy_sum(model.head(pooled), batch["labels"])
+                # A mean over labels beside a mean over pairs: both become sums over the same count.
+                pairs, known = jax.lax.psum((count, known), AXIS)
+                labelling = labelling * pairs / jnp.maximum(known, 1)
+                total = total + loss_settings.auxiliary * labelling
+            return total, (count, contrastive, labelling, scale)
+
+        (total, (count, *parts, scale)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            state["parameters"]
+        )
+        state, metrics = update(optimizer, state, total, count, gradient)
+        # Without a cap the temperature may vanish (Radford et al. 2021, section 2.5). The parameter itself is
+        # held below it, so that what is saved is what was trained, and may come down again.
+        clip = state["parameters"]["clip"]
+        clip["logit_scale"] = jnp.minimum(clip["logit_scale"], math.log(loss_settings.max_scale))
+        *parts, count = jax.lax.psum((*parts, count), AXIS)
+        names = ("contrastive", "auxiliary")
+        return state, metrics | {name: part / count for name, part in zip(names, parts)} | {"scale": scale}
+
+    return pretrain_step
+
+
+def make_single(step_function):
+    """One step as a program of its own, with the arguments of `loop.make_chunk`, each of length 1.
+
+    A step of pre-training is long enough to be started alone, and on CPUs XLA takes twice as long for it
+    inside a scan.
+    """
+
+    def single(state, frozen, data, indices, steps):
+        batch = jax.tree.map(lambda array: array[indices[0]], data)
+        return step_function(state, frozen, batch, steps[0])
+
+    return single
+
+
+def zero_shot_figures(graph, parameters, examples, indices, batch_size=250):
+    """Held-out examples under plain cosine: `mAP_percent` where one has a label, and `modality_gap`."""
+    if not len(indices):
+        return {}
+    encode_images, encode_texts = _encoders(graph, examples.image_processor)
+    batches = [
+        examples.read(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)
+    ]
+    images = np.concatenate([encode_images(parameters, batch["pixels"]) for batch in batches])
+    texts = np.concatenate([encode_texts(parameters, batch["token_ids"]) for batch in batches])
+    figures = {"modality_gap": float(modality_gap(images, texts))}
+    labels = np.concatenate([batch["labels"] for batch in batches])
+    if np.any(labels == 1):
+        prompts = [fill(CLASS_TEMPLATE, [name]) for name in examples.label_names]
+        classes = encode_texts(parameters, examples.token_ids(prompts))
+        scores = cosine_scores(images, classes)
+        figures["mAP_percent"] = 100 * float(mean_average_precision(scores, labels)[0])
+    return figures
+
+
+@functools.cache
+def _encoders(graph, image_processor):
+    def encode_images(parameters, pixels):
+        return merge_module(graph, parameters).clip.image(image_processor.normalise(pixels))
+
+    def encode_texts(parameters, token_ids):
+        return merge_module(graph, parameters).clip.text(token_ids)
+
+    return jax.jit(encode_images), jax.jit(encode_texts)
+
+
+# What does not change the result; for the table's path, its digest tells whether it is the same.
+MAY_CHANGE = (
+    "images.",
+    "train.parallel",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+)
+
+
+def _check(config, num_devices):
+    expected = pretrain_scenes.get_config() if "scenes" in config else pretrain_captions.get_config()
+    positive = (lambda n: n >= 1, "at least 1")
+    sizes = ("image_size", "patch_size", "hidden_size", "intermediate_size")
+    layers = ("num_hidden_layers", "num_attention_heads")
+    conditions = {
+        "evaluation.number": (lambda n: n >= 0, "at least 0"),
+        "vocabulary": (lambda n: n >= FIXED_TOKENS, f"at least {FIXED_TOKENS}: every byte has its token"),
+        "loss.max_scale": (lambda s: 1 <= s < math.inf, "finite, and at least 1"),
+        "loss.auxiliary": (lambda w: 0 <= w < math.inf, "finite and not negative"),
+        "optimizer.learning_rate": (lambda r: 0 < r < math.inf, "finite and positive"),
+        "optimizer.warmup": (lambda n: n >= 0, "at least 0"),
+        "optimizer.weight_decay": (lambda w: 0 <= w < math.inf, "finite and not negative"),
+        "optimizer.max_norm": (lambda n: n > 0, "positive"),
+        "model.projection_dim": positive,
+        "model.text_config.max_position_embeddings": (lambda n: n >= 3, "at least 3"),
+        **{f"model.vision_config.{name}": positive for name in sizes + layers},
+        **{f"model.text_config.{name}": positive for name in sizes[2:] + layers},
+    }
+    required = ("images.folder", "images.table")
+    recipes.check(config, expected, required, conditions | run_conditions(num_devices))
+
+
+def define_flags(values, argv):
+    recipes.define_config(values, argv)
+    flags.DEFINE_string("workdir", None, "folder of this run, made if it is missing", flag_values=values)
+    flags.mark_flag_as_required("workdir", values)
