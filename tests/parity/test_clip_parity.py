@@ -8,6 +8,7 @@ from clip_cases import CASES, TEXTS, images
 from tiny_clip import VIT_B_32, write_clip, write_processing
 
 import mlclip_jax
+from mlclip_jax.backbones.weights import BUILT_IN
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
@@ -75,3 +76,10 @@ if __name__ == "__main__":  # python tests/parity/test_clip_parity.py FOLDER: wr
         image, text = torch_embeddings(write_clip(Path(sys.argv[1]) / case, config))
         outputs |= {f"{case}/image": image, f"{case}/text": text}
     np.savez(GOLDEN, **outputs)
+
+
+def test_the_built_in_clip_is_transformers_too():
+    image, text = torch_embeddings(BUILT_IN["scenes-clip"])
+    backbone = mlclip_jax.load_backbone("scenes-clip")
+    np.testing.assert_allclose(backbone.encode_images(images()), image, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(backbone.encode_texts(TEXTS), text, rtol=0, atol=1e-5)
