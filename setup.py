@@ -16,6 +16,8 @@ DEPENDENCIES = [
     "ml-collections>=1.1,<2",  # recipes and their overrides on the command line
     "absl-py>=2.1,<3",  # command-line flags
     "numpy>=2.0,<3",  # arrays on the host
+    "matplotlib>=3.9,<4",  # pictures of predictions, and the font of the built-in world
+    "tokenizers>=0.22,<1",  # the tokenizer of a CLIP that is pre-trained here
     "pillow>=11,<14",  # decoding and resizing exactly as CLIP's own preprocessing does
     "inflect>=7.4,<8",  # English articles, lists and plurals in generated texts
     "tqdm>=4.66,<5",  # progress bars
@@ -44,6 +46,7 @@ setup(
     # The recipes live beside the package and ship inside it, so that `--config=tai` works from anywhere.
     packages=[*find_packages(include=["mlclip_jax", "mlclip_jax.*"]), "mlclip_jax.configs"],
     package_dir={"mlclip_jax.configs": "configs"},
+    package_data={"mlclip_jax.backbones": ["scenes_clip/*"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["mlclip = mlclip_jax.cli:run"]},

@@ -69,7 +69,11 @@ def test_a_refusal_of_the_real_program():
 
 
 def test_commands_that_do_not_exist(capsys):
-    refused(capsys, ["trian"], "no such command; there are train, evaluate, embed")
+    refused(
+        capsys,
+        ["trian"],
+        "no such command; there are train, evaluate, pretrain, predict, embed, scenes, demo",
+    )
     assert main([]) == 2
 
 

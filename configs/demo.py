@@ -1,0 +1,30 @@
+"""The adapters of the demo: the built-in CLIP, on the built-in world.
+
+    mlclip train --config=demo:tai --workdir=runs/tai --config.texts.labels=labels.txt
+
+`bash launch/demo.sh` trains all three, and scores them on scenes that nothing has seen; it sets the paths
+that are left open here.
+
+Variants:
+  tai       TaI-Adapter, trained on sentences, perturbed.
+  no_noise  the same, not perturbed.
+  fc        FC, trained on images with labels: what the others may hope for.
+
+The radius is the mean distance between a scene's embedding and that of the class text nearest to it, which
+needs no label to measure. Figures: README, "See it work".
+"""
+
+from mlclip_jax.configs import mmm_clip, tai
+from mlclip_jax.errors import InputError
+
+RADIUS = 23.0
+
+
+def get_config(variant="tai"):
+    """The recipe; `variant` is "tai", "no_noise" or "fc"."""
+    if variant not in ("tai", "no_noise", "fc"):
+        raise InputError(f"recipe demo has no variant {variant!r}; it has tai, no_noise and fc")
+    config = mmm_clip.get_config("fc") if variant == "fc" else tai.get_config("templates")
+    config.backbone = "scenes-clip"
+    config.perturbation.radius = RADIUS if variant == "tai" else 0.0
+    return config

@@ -1,0 +1,194 @@
+"""Labels images with a trained run: `mlclip predict --workdir=RUN --images=FOLDER --output=X.csv`."""
+
+import csv
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from mlclip_jax import evaluate
+from mlclip_jax.checkpoints import describe
+from mlclip_jax.data.sources import list_images, read_image
+from mlclip_jax.errors import InputError
+from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.report import draw_predictions
+
+DRAWN = 48  # images in a picture, at most
+FORMATS = (".csv", ".jsonl")
+
+
+def load(workdir, *, backbone=None):
+    """Loads a trained run, to label images with.
+
+    Args:
+      workdir: folder of the run.
+      backbone: folder or name of the backbone that made the embeddings it was trained on; by default the one
+        that the run names.
+
+    Returns:
+      A `Predictor`.
+
+    Raises:
+      InputError: the folder holds no run, or the backbone cannot be loaded or is another one.
+
+    Example:
+      >>> run = mlclip_jax.load("runs/demo/tai-seed0")
+      >>> probabilities = run.predict(["scene.jpg"])  # (1, K)
+      >>> [run.label_names[k] for k in (probabilities[0] >= 0.5).nonzero()[0]]
+      ['anchor', 'umbrella']
+    """
+    from mlclip_jax.backbones import load_backbone
+
+    run = evaluate.read_run(workdir)
+    trained_on = evaluate.backbone_of(run["class_texts"].origin)
+    name = backbone or run["config"].get("backbone") or (trained_on or {}).get("name")
+    if name is None:
+        raise InputError(f"{workdir} does not record its backbone; name it: --backbone=FOLDER_OR_NAME")
+    recorded = trained_on is not None and name == trained_on["name"]
+    backbone = load_backbone(name, revision=(trained_on["revision"] or None) if recorded else None)
+    if trained_on and trained_on["sha256"] != backbone.fingerprint["sha256"]:
+        raise InputError(
+            f"{workdir} was trained on {describe(trained_on)}, not on {describe(backbone.fingerprint)}; "
+            "name the backbone that it was trained on"
+        )
+    width = run["class_texts"].vectors.shape[1]
+    if backbone.embedding_width != width:
+        raise InputError(
+            f"{workdir} was trained on embeddings {width} wide, and {name} makes them "
+            f"{backbone.embedding_width} wide; name the backbone that it was trained on"
+        )
+    return Predictor(run, backbone)
+
+
+class Predictor:
+    """A backbone and the adapter that was trained on it. Made by `load`.
+
+    Attributes:
+      label_names: K names.
+      backbone: the `Backbone`.
+    """
+
+    def __init__(self, run, backbone):
+        self.label_names = run["class_texts"].names
+        self.backbone = backbone
+        self._run = run
+
+    def predict(self, images):
+        """The probability of every label in every image.
+
+        Args:
+          images: list of paths, `PIL.Image`s or uint8 arrays (h, w, 3).
+
+        Returns:
+          float32 `(len(images), K)`: the sigmoid of the adapter's logits.
+
+        Raises:
+          InputError: an image cannot be read; it is named.
+        """
+        embeddings = self.backbone.encode_images(images)
+        logits = evaluate.adapter_scores(self._run["graph"], self._run["parameters"], embeddings)
+        return np.asarray(jax.nn.sigmoid(logits))
+
+
+def main(values):
+    """mlclip predict --workdir=RUN --images=FILE_OR_FOLDER --output=FILE.csv [--picture=FILE.png]"""
+    _check_outputs(values)
+    files = find_images(values.images)
+    predictor = load(values.workdir, backbone=values.backbone)
+    probabilities = predictor.predict(files)
+    write_predictions(values.output, files, probabilities, predictor.label_names, values.threshold)
+    print(f"{len(files)} images, {len(predictor.label_names)} labels: {values.output}")
+    if values.picture:
+        drawn = files[:DRAWN]
+        images = [_thumbnail(file) for file in drawn]
+        draw_predictions(
+            values.picture, images, probabilities[:DRAWN], predictor.label_names, threshold=values.threshold
+        )
+        print(f"the first {len(drawn)} of them, drawn: {values.picture}")
+
+
+def find_images(paths):
+    """Image files, as given or below the folders given; other files of a folder are left out, and counted.
+
+    Raises:
+      InputError: one of them is neither file nor folder, or a folder holds no image.
+    """
+    files, others = [], 0
+    for given in paths:
+        if not given:
+            raise InputError("an empty name among the images")
+        path = Path(given)
+        if path.is_file():
+            files.append(path)
+            continue
+        images, rest = list_images(path)
+        files += images
+        others += len(rest)
+    if others:
+        print(f"{others} files in the folders are no images and were left out")
+    return files
+
+
+def write_predictions(path, files, probabilities, label_names, threshold):
+    """Writes a row for each file: its name, the labels that reach the threshold, every label's probability.
+
+    Args:
+      path: ends in `.csv` (labels joined by `|`, a column for each label) or `.jsonl` (an object per line,
+        with `file`, `labels` and `probabilities`).
+      files: N names.
+      probabilities: `(N, K)`.
+      label_names: K names.
+      threshold: in [0, 1].
+    """
+    path = Path(path)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as output:
+        if path.suffix == ".csv":
+            table = csv.writer(output)
+            table.writerow(["file", "labels", *label_names])
+        for file, row in zip(files, probabilities):
+            present = [name for name, p in zip(label_names, row) if p >= threshold]
+            if path.suffix == ".csv":
+                table.writerow([file, "|".join(present), *(f"{p:.4f}" for p in row)])
+            else:
+                every = {name: round(float(p), 4) for name, p in zip(label_names, row)}
+                line = {"file": str(file), "labels": present, "probabilities": every}
+                output.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _check_outputs(values):
+    """What cannot be written is known before the work is done, not after."""
+    if Path(values.output).suffix not in FORMATS:
+        raise InputError(f"cannot write {values.output}: its name must end in {' or '.join(FORMATS)}")
+    if values.picture and Path(values.picture).suffix != ".png":
+        raise InputError(f"cannot draw {values.picture}: its name must end in .png")
+    for path in filter(None, (values.output, values.picture)):
+        make_folder(Path(path).parent)
+
+
+def _thumbnail(file, side=192):
+    image = read_image(file)
+    image.thumbnail((side, side))
+    return image
+
+
+def define_flags(values, _):
+    flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
+    flags.DEFINE_multi_string(
+        "images", None, "image file or folder; may be given several times", flag_values=values
+    )
+    flags.DEFINE_string("output", None, ".csv or .jsonl file to write", flag_values=values)
+    flags.DEFINE_string("picture", None, f".png to draw the first {DRAWN} images in", flag_values=values)
+    flags.DEFINE_float(
+        "threshold",
+        0.5,
+        "probability from which a label is predicted",
+        lower_bound=0,
+        upper_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "backbone", None, "folder or name of a backbone, unless the run names it", flag_values=values
+    )
+    flags.mark_flags_as_required(["workdir", "images", "output"], values)

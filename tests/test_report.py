@@ -1,0 +1,46 @@
+"""Tables and pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlclip_jax import InputError
+from mlclip_jax.report import MISSED, RIGHT, WRONG, _label_lines, draw_predictions, markdown_table
+
+NAMES = ("cat", "dog", "$owl$", "bus")
+
+
+def test_a_table_is_markdown():
+    assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_labels_are_written_by_probability_and_coloured_by_truth():
+    probabilities = np.array([0.6, 0.9, 0.1, 0.3])
+    assert _label_lines(probabilities, NAMES, 0.5, np.array([0, 1, 0, 1])) == [
+        ("dog 90%", RIGHT),
+        ("cat 60%", WRONG),
+        ("missed: bus 30%", MISSED),
+    ]
+    # What is unknown is neither right nor wrong.
+    assert _label_lines(probabilities, NAMES, 0.5, np.array([-1, 1, 0, 0]))[1] == ("cat 60%", "black")
+    assert _label_lines(probabilities, NAMES, 0.5, None) == [("dog 90%", "black"), ("cat 60%", "black")]
+    many = _label_lines(np.ones(500), [f"${k}$" for k in range(500)], 0, None)
+    assert many[-1] == ("and 490 more", MISSED)
+    assert _label_lines(probabilities, NAMES, 0.95, None) == [("no label", MISSED)]
+
+
+@pytest.mark.parametrize("number", [1, 5, 8])
+def test_a_picture_shows_every_image(tmp_path, number):
+    colours = np.random.default_rng(0).integers(0, 256, (number, 3), dtype=np.uint8)
+    images = [np.broadcast_to(colour, (20, 20, 3)) for colour in colours]
+    probabilities = np.random.default_rng(1).random((number, 4))
+    draw_predictions(tmp_path / "x.png", images, probabilities, NAMES, columns=3)
+    with Image.open(tmp_path / "x.png") as picture:
+        shown = {tuple(pixel) for pixel in np.asarray(picture.convert("RGB")).reshape(-1, 3)}
+    assert {tuple(colour) for colour in colours} <= shown
+
+
+def test_a_picture_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        draw_predictions(tmp_path / "file/x.png", [np.zeros((4, 4, 3))], np.ones((1, 4)), NAMES)
