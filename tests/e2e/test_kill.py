@@ -24,7 +24,11 @@ SETTINGS = {
 
 def start(arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "mlclip_jax", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "-m", "mlclip_jax", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # A suite that a shell runs in the background is told to ignore Ctrl-C, and would pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
