@@ -22,13 +22,18 @@ SETTINGS = {
 }
 
 
+# A suite that a shell runs in the background is told to ignore Ctrl-C, and would pass that on.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mlclip_jax.cli import run
+run()
+"""
+
+
 def start(arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "mlclip_jax", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        # A suite that a shell runs in the background is told to ignore Ctrl-C, and would pass that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
