@@ -30,12 +30,12 @@ from mlclip_jax.zero_shot import cosine_scores, modality_gap
 BACKBONE = "scenes-clip"
 # Scenes of these seeds and labels; the built-in CLIP was trained on another seed.
 FOLDERS = {"train": (1, 4_000, LABELS), "test": (2, 1_000, LABELS), "other": (3, 1_000, OTHER_LABELS)}
-# Variant of the recipe, method, what it is trained on.
-METHODS = (
-    ("no_noise", "TaI-Adapter, no perturbation", "10,000 texts"),
-    ("tai", "TaI-Adapter, random perturbation", "10,000 texts"),
-    ("fc", "FC", "4,000 images with labels"),
-)
+# What the table calls each variant of the recipe.
+METHODS = {
+    "no_noise": "TaI-Adapter, no perturbation",
+    "tai": "TaI-Adapter, random perturbation",
+    "fc": "FC",
+}
 COSINE = "plain cosine"
 DRAWN = 24
 
@@ -64,8 +64,8 @@ def demo(workdir, num_seeds=1):
     split = {name: _embedded_scenes(workdir / name, backbone, *FOLDERS[name]) for name in FOLDERS}
     (workdir / "labels.txt").write_text("\n".join(LABELS) + "\n", encoding="utf-8")
 
-    seconds, runs = {}, {}
-    for variant, method, _ in METHODS:
+    seconds, runs, trained_on = {}, {}, {COSINE: "nothing"}
+    for variant, method in METHODS.items():
         for seed in range(num_seeds):
             config = recipe.get_config(variant)
             config.seed = seed
@@ -73,6 +73,9 @@ def demo(workdir, num_seeds=1):
             if "examples" in config:
                 config.examples.embeddings = str(split["train"])
                 config.examples.labels = str(workdir / "train/labels.csv")
+                trained_on[method] = f"{FOLDERS['train'][1]:,} images with labels"
+            else:
+                trained_on[method] = f"{config.texts.number:,} texts"
             folder = workdir / f"{variant}-seed{seed}"
             seconds.setdefault(method, []).append(_train_and_time(config, folder))
             runs.setdefault(method, []).append(evaluate.read_run(folder))
@@ -90,7 +93,6 @@ def demo(workdir, num_seeds=1):
     other_figure = _score(cosine_scores(other.vectors, other_texts.vectors), other)
 
     first_set, second_set = f"{len(LABELS)} labels", f"{len(OTHER_LABELS)} other labels"
-    trained_on = {COSINE: "nothing", **{method: data for _, method, data in METHODS}}
     rows = [
         [method, trained_on[method], first_set, _mean_and_spread(own), _in_seconds(seconds[method])]
         for method, own in figures.items()

@@ -5,7 +5,6 @@ again in the same folder, a run goes on from its newest checkpoint.
 """
 
 import functools
-import hashlib
 import json
 import math
 import time
@@ -139,7 +138,6 @@ def pretrain(config, workdir):
         "name": "pre-training",
         "revision": "",
         "sha256": source.digest,
-        "labels": hashlib.sha256("\n".join(source.label_names).encode()).hexdigest(),
     }
     with locked(workdir), reader, Checkpoints(workdir / "checkpoints", frozen) as checkpoints:
         step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
@@ -150,7 +148,7 @@ def pretrain(config, workdir):
         figures = {
             "examples": config.train.steps * config.train.batch_size,
             "seconds": round(sum(line["seconds"] for line in log)),
-            "held_out": config.evaluation.number,
+            "held_out": len(source) - num_train,
             **evaluate(state),
             "protocol": f"plain cosine, {CLASS_TEMPLATE!r}; {PROTOCOL}",
             "auxiliary label loss": bool(config.loss.auxiliary),

@@ -36,10 +36,12 @@ def test_it_ends_with_a_table_and_a_picture(tmp_path, capsys):
     ]
     assert rows[0] == ["method", "trained on", "scored on", "mAP", "seconds"]
     methods = [row[0] for row in rows[2:]]
-    assert methods == ["plain cosine", *(method for _, method, _ in demo.METHODS), "plain cosine"]
+    assert methods == ["plain cosine", *demo.METHODS.values(), "plain cosine"]
     assert [row[2] for row in rows[2:]] == [f"{len(LABELS)} labels"] * 4 + [
         f"{len(OTHER_LABELS)} other labels"
     ]
+    data = ["nothing", "2,000 texts", "2,000 texts", "400 images with labels", "nothing"]
+    assert [row[1] for row in rows[2:]] == data
     figures = [float(row[3].split(" ± ")[0]) for row in rows[2:]]
     assert all("±" in row[3] for row in rows[3:6])
     assert min(figures) > 50
