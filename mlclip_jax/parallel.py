@@ -15,9 +15,19 @@ def make_mesh(devices=None):
     return jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh):
-    """The sharding of an array that every device holds whole."""
+def replicated(mesh, array=None):
+    """The sharding of an array, any, that every device holds whole."""
+    del array
     return NamedSharding(mesh, P())
+
+
+def split_widest(mesh, array):
+    """The sharding of an array that is split along the largest of the dimensions that the devices divide."""
+    sizes = [(size, axis) for axis, size in enumerate(array.shape) if size % mesh.size == 0]
+    if not sizes:
+        return NamedSharding(mesh, P())
+    _, axis = max(sizes)
+    return NamedSharding(mesh, P(*[None] * axis, AXIS))
 
 
 def split_rows(mesh):

@@ -182,7 +182,7 @@ class Examples:
     def __init__(self, source, config, tokenizer):
         side = config.vision_config.image_size
         self.image_processor = ImageProcessor(
-            shortest_edge=side,
+            cover=(side, side),
             size=None,
             crop=(side, side),
             resample=Image.Resampling.BICUBIC,
@@ -285,7 +285,7 @@ def make_pretrain_step(graph, optimizer, loss_settings, normalise):
         def loss(parameters):
             model = merge_module(graph, parameters)
             pooled = model.clip.image.pooled(normalise(batch["pixels"]))
-            images, texts = model.clip.image.projection(pooled), model.clip.text(batch["token_ids"])
+            images, texts = model.clip.image.projection(pooled), model.clip.text(batch["token_ids"])[0]
             scale = jnp.exp(model.clip.logit_scale[...])
             contrastive, count = contrastive_sum(images, texts, scale)
             total, labelling = contrastive, jnp.zeros(())
@@ -349,10 +349,10 @@ def zero_shot_figures(graph, parameters, examples, indices, batch_size=250):
 @functools.cache
 def _encoders(graph, image_processor):
     def encode_images(parameters, pixels):
-        return merge_module(graph, parameters).clip.image(image_processor.normalise(pixels))
+        return merge_module(graph, parameters).clip.image(image_processor.normalise(pixels))[0]
 
     def encode_texts(parameters, token_ids):
-        return merge_module(graph, parameters).clip.text(token_ids)
+        return merge_module(graph, parameters).clip.text(token_ids)[0]
 
     return jax.jit(encode_images), jax.jit(encode_texts)
 

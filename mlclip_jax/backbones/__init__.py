@@ -1,40 +1,68 @@
 """Frozen encoders: images and texts to embeddings in one joint space."""
 
+import functools
 import os
+import sys
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mlclip_jax.backbones.clip import ACTIVATIONS, CLIP, IGNORED_KEYS, KEY_TABLE
-from mlclip_jax.backbones.processing import Tokenizer, read_image_processor
-from mlclip_jax.backbones.weights import find_checkpoint, fingerprint, load_parameters, read_json
+from mlclip_jax.backbones.convolution import fold_norms
+from mlclip_jax.backbones.layouts import read_layout
+from mlclip_jax.backbones.processing import RESIZES
+from mlclip_jax.backbones.weights import find_checkpoint, fingerprint, load_parameters
 from mlclip_jax.errors import InputError
 from mlclip_jax.modules import merge_module, split_module
-from mlclip_jax.parallel import make_mesh, replicated, split_rows
+from mlclip_jax.parallel import make_mesh, replicated, split_rows, split_widest
 from mlclip_jax.progress import progress_bar
 
 # transformers would advise to install torch, which nothing here needs.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-# What, beside the weights, decides an embedding.
-SETTINGS = ("config.json", "tokenizer.json", "preprocessor_config.json")
+DTYPES = ("float32", "bfloat16")
+SHORTEST_TEXT = 16  # tokens; shorter ones are padded to this, so that few lengths are compiled
 
 
-def load_backbone(name_or_folder, *, revision=None):
-    """Loads a CLIP in Hugging Face's format.
+def load_backbone(
+    name_or_folder,
+    *,
+    revision=None,
+    dtype=None,
+    image_size=None,
+    resize=None,
+    shard_parameters=False,
+    local_positions=False,
+):
+    """Loads a frozen encoder, and prints what it is.
+
+    What can be loaded: CLIP with ViT towers (transformers' or open_clip's layout), CLIP with ResNet towers
+    (open_clip's layout), BLIP for image-text retrieval, and ResNets and VGG-16 of ImageNet (images alone).
 
     Args:
-      name_or_folder: a folder with `config.json`, `model.safetensors`, `tokenizer.json` and
-        `preprocessor_config.json`; or the hub name of such a repository ("openai/clip-vit-base-patch32");
-        or "scenes-clip", which comes with the package and knows the objects of `data/scenes.py` alone.
+      name_or_folder: a folder with safetensors weights, their config, `tokenizer.json` and, in transformers'
+        layout, `preprocessor_config.json`; or the hub name of such a repository
+        ("openai/clip-vit-base-patch32", "timm/resnet50_clip.openai", "Salesforce/blip-itm-base-coco",
+        "timm/resnet101.tv_in1k"); or "scenes-clip", which comes with the package and knows the objects of
+        `data/scenes.py` alone.
       revision: a commit, branch or tag of the hub repository.
+      dtype: "float32" or "bfloat16", of the products; by default float32 on CPUs, bfloat16 on accelerators.
+        Layer norms, softmax, residual sums and the embeddings that come back are float32 either way.
+      image_size: pixels on a side, or (height, width), if not the checkpoint's own. Position embeddings are
+        interpolated.
+      resize: "crop" (keep the aspect, cut what protrudes) or "squash", if not the checkpoint's own.
+      shard_parameters: whether each parameter is split over the devices instead of copied to all: for a model
+        larger than one device's memory. It is gathered as it is used.
+      local_positions: whether local features of a CLIP ResNet get position embeddings, as in DualCoOp, or
+        not, as in TaI-DPT.
 
     Returns:
-      A `Backbone`, its parameters in float32 on every device.
+      A `Backbone`.
 
     Raises:
       InputError: something is missing, damaged, or does not fit.
@@ -44,154 +72,315 @@ def load_backbone(name_or_folder, *, revision=None):
       >>> backbone.encode_images(["cat.jpg"]).shape, backbone.encode_texts(["a cat"]).shape
       ((1, 512), (1, 512))
     """
-    folder, revision = find_checkpoint(name_or_folder, revision)
-    config = _read_config(folder)
-    graph, abstract = split_module(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
-    weights = folder / "model.safetensors"
-    image_processor = read_image_processor(folder)
-    tower_size = (config.vision_config.image_size,) * 2
-    if image_processor.output_size != tower_size:
-        raise InputError(
-            f"{folder}: preprocessor_config.json makes images of {image_processor.output_size} pixels, "
-            f"and config.json asks for {tower_size}"
-        )
-    parameters = load_parameters(weights, KEY_TABLE, abstract, IGNORED_KEYS)
-    return Backbone(
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if jnp.dtype(dtype).name not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    checkpoint = find_checkpoint(name_or_folder, revision)
+    layout = read_layout(checkpoint, local_positions=local_positions)
+    image_processor = _image_processor(checkpoint.folder, layout, image_size, resize)
+    # Read and folded in float32, whatever comes after: rounded once, at the end.
+    _, abstract = _split(layout.make_module, jnp.float32)
+    parameters = load_parameters(layout.weights, layout.key_table, abstract, layout.ignored_keys)
+    make_module = layout.make_module
+    if layout.folds:
+        parameters, make_module = fold_norms(parameters), functools.partial(make_module, folded=True)
+    graph, abstract = _split(make_module, jnp.dtype(dtype))
+    parameters = jax.tree.map(lambda array, like: array.astype(like.dtype), parameters, abstract)
+    backbone = Backbone(
         graph,
         parameters,
-        embedding_width=config.projection_dim,
-        image_processor=image_processor,
-        tokenizer=Tokenizer(
-            folder, config.text_config.max_position_embeddings, config.text_config.vocab_size
-        ),
-        fingerprint=fingerprint(name_or_folder, revision, [weights, *(folder / name for name in SETTINGS)]),
+        layout._replace(image_processor=image_processor),
+        dtype=jnp.dtype(dtype).name,
+        fingerprint=fingerprint(checkpoint.name, checkpoint.revision, [*layout.weights, *layout.settings]),
+        shard_parameters=shard_parameters,
     )
+    print(backbone, file=sys.stderr)
+    return backbone
+
+
+class Encoded(NamedTuple):
+    """Embeddings, and the local features that belong to them.
+
+    Attributes:
+      embeddings: un-normalised, float32 (N, D).
+      local: un-normalised, float32 (N, T, D'): an image's patches or places in row order, a text's tokens.
+      mask: bool (N, T): which of them there are; what the others hold is zero.
+    """
+
+    embeddings: np.ndarray
+    local: np.ndarray
+    mask: np.ndarray
 
 
 class Backbone:
-    """A frozen CLIP with its own preprocessing. Made by `load_backbone`.
+    """A frozen encoder with its own preprocessing. Made by `load_backbone`.
+
+    For steps of your own there are the pure functions beneath: `image(parameters, pixels)`,
+    `text(parameters, token_ids)` and, of BLIP, `pair(parameters, pixels, token_ids)`. They take what `pixels`
+    and `token_ids` make; under `jax.jit`, what is not used of their results is not computed.
 
     Attributes:
+      title: the architecture in words.
       embedding_width: D, of the joint space.
+      local_width: D', of local features; D but for VGG-16.
       image_size: (height, width) of the pixels that its image tower sees.
+      grid_size: (rows, columns) of an image's local features.
+      context_length: the most tokens of a text, start and end included; None where there is no text tower.
+      dtype: of the products, "float32" or "bfloat16".
       fingerprint: dict of `name`, `revision` and `sha256`, which identifies the weights.
-      parameters: nested dict of the weights, float32.
+      parameters: nested dict of the weights, on the devices.
     """
 
-    def __init__(self, graph, parameters, *, embedding_width, image_processor, tokenizer, fingerprint):
+    def __init__(self, graph, parameters, layout, *, dtype, fingerprint, shard_parameters=False):
         self._mesh = make_mesh()
-        self._image_processor = image_processor
-        self._tokenizer = tokenizer
-        self.embedding_width = embedding_width
-        self.image_size = image_processor.output_size
+        self._image_processor = layout.image_processor
+        self._tokenizer = layout.tokenizer
+        self.title = layout.title
+        self.embedding_width, self.local_width = layout.embedding_width, layout.local_width
+        self.image_size = layout.image_processor.output_size
+        self.grid_size = tuple(side // layout.stride for side in self.image_size)
+        self.context_length = layout.tokenizer and layout.tokenizer.context_length
+        self.dtype = dtype
         self.fingerprint = fingerprint
-        self.parameters = jax.device_put(parameters, replicated(self._mesh))
+        place = functools.partial(split_widest if shard_parameters else replicated, self._mesh)
+        self.parameters = jax.device_put(parameters, jax.tree.map(place, parameters))
+        self._graph = graph
+        self._compiled = {}
 
-        # Accelerators would otherwise round the factors of a float32 product to fewer bits.
-        def encode_pixels(parameters, pixels):
-            with jax.default_matmul_precision("highest"):
-                return merge_module(graph, parameters).image(image_processor.normalise(pixels))
+    def __repr__(self):
+        number = sum(array.size for array in jax.tree.leaves(self.parameters)) / 1e6
+        height, width = self.image_size
+        return (
+            f"{self.fingerprint['name']}: {self.title}, {number:.1f} M parameters, {self.dtype}, "
+            f"images of {height} x {width}, SHA-256 {self.fingerprint['sha256'][:12]}"
+        )
 
-        def encode_tokens(parameters, token_ids):
-            with jax.default_matmul_precision("highest"):
-                return merge_module(graph, parameters).text(token_ids)
+    def image(self, parameters, pixels):
+        """uint8 (b, height, width, 3) to embeddings (b, D) and local features (b, T, D'), float32."""
+        return self._call("image", parameters, self._image_processor.normalise(pixels))
 
-        self._encode_pixels = jax.jit(encode_pixels)
-        self._encode_tokens = jax.jit(encode_tokens)
+    def text(self, parameters, token_ids):
+        """int32 (b, t) to embeddings (b, D) and local features (b, t, D'), float32."""
+        return self._call("text", parameters, token_ids)
 
-    def encode_images(self, images, *, batch_size=32):
+    def pair(self, parameters, pixels, token_ids):
+        """BLIP's text tower at an image: its first token (b, d), and logits (b, 2) of no match and match."""
+        return self._call("pair", parameters, self._image_processor.normalise(pixels), token_ids)
+
+    def pixels(self, images):
+        """Paths, `PIL.Image`s or uint8 arrays as the image tower sees them: uint8 (N, height, width, 3)."""
+        with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
+            return np.stack(list(pool.map(self._image_processor.pixels, images)))
+
+    def token_ids(self, texts):
+        """Texts as token ids, int32 (N, context_length), padded; longer ones are cut, with a warning."""
+        return self._tokenise(texts)[0]
+
+    def encode_images(self, images, *, local=False, batch_size=32):
         """Embeds images.
 
         Args:
           images: list of paths, `PIL.Image`s or uint8 arrays (h, w, 3).
+          local: whether to return local features too.
           batch_size: how many are encoded at once, over all devices.
 
         Returns:
-          Un-normalised embeddings, float32 `(len(images), D)`.
+          Un-normalised embeddings, float32 `(len(images), D)`; or, with `local`, an `Encoded`.
 
         Raises:
           InputError: an image cannot be read; it is named.
         """
-        with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
+        images = _list(images, "images")
+        width = self.grid_size[0] * self.grid_size[1]
+        encoded = self._empty(len(images), width, local)
+        batches = self._run(
+            "image", len(images), lambda rows: (self.pixels(images[rows]),), local, batch_size
+        )
+        for rows, outputs in batches:
+            for array, output in zip(encoded, outputs):
+                array[rows] = output
+        self._check_finite(encoded[0], images, "images")
+        return Encoded(*encoded, np.ones((len(images), width), bool)) if local else encoded[0]
 
-            def pixels(batch):
-                return np.stack(list(pool.map(self._image_processor.pixels, batch)))
-
-            return self._encode(self._encode_pixels, images, pixels, batch_size, "images")
-
-    def encode_texts(self, texts, *, batch_size=64):
+    def encode_texts(self, texts, *, local=False, batch_size=64):
         """Embeds texts.
 
         Args:
           texts: list of strings. Those longer than the context are cut, and counted in a warning.
+          local: whether to return local features too: of all tokens, start and end included.
           batch_size: how many are encoded at once, over all devices.
 
         Returns:
-          Un-normalised embeddings, float32 `(len(texts), D)`.
+          Un-normalised embeddings, float32 `(len(texts), D)`; or, with `local`, an `Encoded` as wide as the
+          longest text.
+
+        Raises:
+          InputError: a text is no string, or there is no text tower.
         """
-        truncated = 0
+        texts = _list(texts, "texts")
+        ids, lengths = self._tokenise(texts)
+        width = int(lengths.max(initial=0))
+        encoded = self._empty(len(texts), width, local)
+        # Texts of like length share a batch, which is no longer than they are.
+        order = np.argsort(lengths, kind="stable")
 
-        def token_ids(batch):
-            nonlocal truncated
-            ids, cut = self._tokenizer(batch)
-            truncated += cut
-            return ids
+        def prepare(rows):
+            return (ids[order[rows], : self._padded_length(lengths[order[rows]].max())],)
 
-        embeddings = self._encode(self._encode_tokens, texts, token_ids, batch_size, "texts")
+        for rows, outputs in self._run("text", len(texts), prepare, local, batch_size):
+            encoded[0][order[rows]] = outputs[0]
+            for row, tokens in zip(order[rows], outputs[1] if local else ()):
+                encoded[1][row, : lengths[row]] = tokens[: lengths[row]]
+        self._check_finite(encoded[0], texts, "texts")
+        return Encoded(*encoded, np.arange(width)[None] < lengths[:, None]) if local else encoded[0]
+
+    def encode_pairs(self, images, texts, *, batch_size=16):
+        """What BLIP makes of each text while it attends to the image beside it.
+
+        Args:
+          images: list of N, as for `encode_images`.
+          texts: list of N.
+          batch_size: how many pairs are encoded at once, over all devices.
+
+        Returns:
+          Multimodal features, float32 (N, width of the text tower), and the matching head's logits, float32
+          (N, 2), of "no match" and "match".
+
+        Raises:
+          InputError: there are not as many texts as images, or the backbone does not look at both together.
+        """
+        images, texts = _list(images, "images"), _list(texts, "texts")
+        if len(images) != len(texts):
+            raise InputError(f"pairs need as many texts as images; got {len(texts)} and {len(images)}")
+        ids, lengths = self._tokenise(texts)
+        length = self._padded_length(lengths.max(initial=0))
+        batches = self._run(
+            "pair",
+            len(images),
+            lambda rows: (self.pixels(images[rows]), ids[rows, :length]),
+            True,
+            batch_size,
+        )
+        features, logits = zip(*(outputs for _, outputs in batches))
+        features = np.concatenate(features)
+        self._check_finite(features, list(zip(images, texts)), "pairs")
+        return features, np.concatenate(logits)
+
+    def _call(self, name, parameters, *inputs):
+        module = merge_module(self._graph, parameters)
+        if not hasattr(module, name):
+            raise InputError(f"{self.fingerprint['name']} ({self.title}) {MISSING[name]}")
+        # Accelerators would otherwise round the factors of a float32 product to fewer bits.
+        with jax.default_matmul_precision("highest" if self.dtype == "float32" else "default"):
+            return getattr(module, name)(*inputs)
+
+    def _compile(self, name, everything):
+        if (name, everything) not in self._compiled:
+
+            def encode(parameters, *inputs):
+                outputs = getattr(self, name)(parameters, *inputs)
+                return outputs if everything else outputs[:1]
+
+            self._compiled[name, everything] = jax.jit(encode, out_shardings=split_rows(self._mesh))
+        return self._compiled[name, everything]
+
+    def _run(self, name, number, prepare, everything, batch_size):
+        """Encodes in batches, and yields the rows of each and its outputs on the host.
+
+        Args:
+          name: "image", "text" or "pair".
+          number: of inputs.
+          prepare: makes the host arrays of a slice of rows.
+          everything: whether to compute all outputs, or the embeddings alone.
+          batch_size: over all devices.
+        """
+        if not number:
+            return
+        encode, unit = self._compile(name, everything), f"{name}s"
+        # A power of two, so that short lists neither wait for a full batch nor compile for every length.
+        batch_size = min(batch_size, 1 << (number - 1).bit_length())
+        batch_size += -batch_size % self._mesh.size
+        running = deque()
+        with progress_bar(number, f"encoding {unit}", unit) as bar:
+            for start in range(0, number, batch_size):
+                rows = slice(start, min(start + batch_size, number))
+                inputs = [
+                    np.pad(array, [(0, batch_size - len(array))] + [(0, 0)] * (array.ndim - 1))
+                    for array in prepare(rows)
+                ]
+                inputs = jax.device_put(inputs, split_rows(self._mesh))
+                running.append((rows, encode(self.parameters, *inputs)))
+                # One batch computes while the next is prepared; more would only fill memory.
+                while len(running) > 1 or (running and rows.stop == number):
+                    done, outputs = running.popleft()
+                    count = done.stop - done.start
+                    yield done, [np.asarray(output)[:count] for output in outputs]
+                    bar.update(count)
+
+    def _empty(self, number, width, local):
+        arrays = [np.zeros((number, self.embedding_width), np.float32)]
+        if local:
+            arrays.append(np.zeros((number, width, self.local_width), np.float32))
+        return arrays
+
+    def _tokenise(self, texts):
+        if self._tokenizer is None:
+            raise InputError(f"{self.fingerprint['name']} ({self.title}) {MISSING['text']}")
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"a text must be a string; got {text!r:.60}")
+        ids, lengths, truncated = self._tokenizer(texts)
         if truncated:
             warnings.warn(
-                f"{truncated} of {len(texts)} texts were cut to {self._tokenizer.context_length} tokens",
-                stacklevel=2,
+                f"{truncated} of {len(texts)} texts were cut to {self.context_length} tokens", stacklevel=3
             )
-        return embeddings
+        return ids, lengths
 
-    def _encode(self, encode, inputs, prepare, batch_size, unit):
-        if isinstance(inputs, str):
-            raise InputError(f"give a list of {unit}, not the string {inputs!r:.60}")
-        inputs = list(inputs)
-        if not inputs:
-            return np.zeros((0, self.embedding_width), np.float32)
-        # A power of two, so that short lists neither wait for a full batch nor compile for every length.
-        batch_size = min(batch_size, 1 << (len(inputs) - 1).bit_length())
-        batch_size += -batch_size % self._mesh.size
-        embeddings, running = [], deque()
-        with progress_bar(len(inputs), f"encoding {unit}", unit) as bar:
-            for start in range(0, len(inputs), batch_size):
-                batch = prepare(inputs[start : start + batch_size])
-                padding = [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-                batch_on_devices = jax.device_put(np.pad(batch, padding), split_rows(self._mesh))
-                running.append((encode(self.parameters, batch_on_devices), len(batch)))
-                # One batch computes while the next is prepared; more would only fill memory.
-                while len(running) > 1 or (running and start + batch_size >= len(inputs)):
-                    result, count = running.popleft()
-                    embeddings.append(np.asarray(result)[:count])
-                    bar.update(count)
-        embeddings = np.concatenate(embeddings)
+    def _padded_length(self, length):
+        return min(self.context_length, max(SHORTEST_TEXT, 1 << (int(length) - 1).bit_length()))
+
+    def _check_finite(self, embeddings, inputs, unit):
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         if len(bad):
             raise InputError(
                 f"{self.fingerprint['name']} gives NaN or infinity for {len(bad)} of {len(inputs)} {unit}, "
                 f"the first {inputs[bad[0]]!s:.80}; its weights or that input are damaged"
             )
-        return embeddings
 
 
-def _read_config(folder):
-    from transformers import CLIPConfig
+# What is said of a backbone that lacks a way in.
+MISSING = {"text": "has no text tower", "pair": "does not look at an image and a text together; BLIP does"}
 
-    path = folder / "config.json"
-    content = read_json(path)
-    if content.get("model_type") != "clip":
-        raise InputError(f"{path} is of model_type {content.get('model_type')!r}; only 'clip' can be loaded")
-    try:
-        config = CLIPConfig.from_dict(content)
-        if config.vision_config.patch_size < 1:
-            raise ValueError(f"patch_size {config.vision_config.patch_size}")
-    except Exception as error:  # transformers validates with exceptions of many kinds
-        raise InputError(f"{path} describes no CLIP: {' '.join(str(error).split())}") from error
-    for tower in (config.vision_config, config.text_config):
-        if tower.hidden_act not in ACTIVATIONS:
+
+def _list(inputs, unit):
+    if isinstance(inputs, str):
+        raise InputError(f"give a list of {unit}, not the string {inputs!r:.60}")
+    return list(inputs)
+
+
+def _split(make_module, dtype):
+    return split_module(nnx.eval_shape(lambda: make_module(dtype=dtype, rngs=nnx.Rngs(0))))
+
+
+def _image_processor(folder, layout, image_size, resize):
+    """The checkpoint's own processor, or one for another size."""
+    processor = layout.image_processor
+    own = processor.output_size
+    if resize not in (None, *RESIZES):
+        raise InputError(f"resize {resize!r} is not one of {', '.join(RESIZES)}")
+    if image_size is None and resize is None:
+        if layout.image_size is not None and own != (layout.image_size,) * 2:
             raise InputError(
-                f"{path}: hidden_act {tower.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}"
+                f"{folder}: the image processor makes images of {own} pixels, and the config asks for "
+                f"{(layout.image_size,) * 2}; --image_size chooses"
             )
-    return config
+        return processor
+    size = (
+        own if image_size is None else (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+    )
+    if len(size) != 2 or any(side < 1 or side % layout.stride for side in size):
+        raise InputError(
+            f"image_size {image_size} does not fit: each side must be a positive multiple of {layout.stride}"
+        )
+    return processor.at_size(size, resize)

@@ -1,33 +1,36 @@
-"""CLIP with a ViT image tower, and its text tower, equal to transformers' `CLIPModel` (Radford et al. 2021).
+"""CLIP with a ViT image tower, and its text tower (Radford et al. 2021, arXiv 2103.00020).
 
-Shape letters: b batch, t tokens, d width of a tower, p width of the joint space.
+Equal to transformers' `CLIPModel`; its files and open_clip's are read.
+
+Shape letters: b batch, t tokens, d width of a tower, p width of the joint space, h and w rows and columns of
+patches.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlclip_jax.backbones.weights import conv, identity, linear
-
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's checkpoints
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-}
+from mlclip_jax.backbones.transformer import Layer, layer_norm, linear, resize_positions, small_normal
+from mlclip_jax.backbones.weights import conv, identity, split_three, split_three_transposed, transposed
 
 
 class CLIP(nnx.Module):
-    """Both towers. `config` is a `transformers.CLIPConfig`."""
+    """Both towers.
 
-    def __init__(self, config, *, rngs):
-        self.image = ImageTower(config.vision_config, config.projection_dim, rngs=rngs)
-        self.text = TextTower(config.text_config, config.projection_dim, rngs=rngs)
+    Args:
+      config: a `transformers.CLIPConfig`.
+      dtype: of the products and of what they are made with; norms, softmax and sums are in float32 always.
+    """
+
+    def __init__(self, config, *, dtype=jnp.float32, rngs):
+        self.image = ImageTower(config.vision_config, config.projection_dim, dtype=dtype, rngs=rngs)
+        self.text = TextTower(config.text_config, config.projection_dim, dtype=dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.array(config.logit_scale_init_value, jnp.float32))
 
 
 class ImageTower(nnx.Module):
     """A pre-norm vision transformer; its class token, normalised and projected, is the embedding."""
 
-    def __init__(self, config, projection_width, *, rngs):
+    def __init__(self, config, projection_width, *, dtype=jnp.float32, rngs):
         width, patch = config.hidden_size, config.patch_size
         self.patch_embedding = nnx.Conv(
             config.num_channels,
@@ -36,97 +39,92 @@ class ImageTower(nnx.Module):
             strides=(patch, patch),
             padding="VALID",
             use_bias=False,
+            dtype=dtype,
+            param_dtype=dtype,
             rngs=rngs,
         )
-        self.class_embedding = nnx.Param(_small_normal(rngs, width))
+        self.class_embedding = nnx.Param(small_normal(rngs, width))
         self.position_embedding = nnx.Param(_sinusoids(config.image_size // patch, width))
-        self.pre_norm = _layer_norm(config, rngs)
-        self.layers = nnx.List([Layer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
-        self.post_norm = _layer_norm(config, rngs)
-        self.projection = nnx.Linear(width, projection_width, use_bias=False, rngs=rngs)
+        self.pre_norm = layer_norm(config, rngs)
+        self.layers = nnx.List(
+            [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
+        )
+        self.post_norm = layer_norm(config, rngs)
+        self.projection = linear(width, projection_width, dtype, rngs, use_bias=False)
 
     def __call__(self, pixels):
-        """Normalised pixels (b, height, width, 3) to un-normalised embeddings (b, p), float32."""
-        return self.projection(self.pooled(pixels))
+        """Embeddings, and local features: the patches, normalised and projected as the class token is.
+
+        Args:
+          pixels: normalised (b, height, width, 3) of any size; the position embeddings are interpolated.
+
+        Returns:
+          Un-normalised (b, p) and (b, h w, p), float32.
+        """
+        tokens = self._tokens(pixels)
+        return tuple(
+            self.projection(self.post_norm(part)).astype(jnp.float32)
+            for part in (tokens[:, 0], tokens[:, 1:])
+        )
 
     def pooled(self, pixels):
-        """The same before the projection: (b, d)."""
-        patches = self.patch_embedding(pixels)
+        """The normalised class token before the projection: (b, d), float32."""
+        return self.post_norm(self._tokens(pixels)[:, 0])
+
+    def _tokens(self, pixels):
+        patches = self.patch_embedding(pixels).astype(jnp.float32)
+        positions = resize_positions(self.position_embedding[...], patches.shape[1:3])
         patches = patches.reshape(len(pixels), -1, patches.shape[-1])
         class_token = jnp.broadcast_to(self.class_embedding[...], (len(pixels), 1, patches.shape[-1]))
-        tokens = jnp.concatenate([class_token, patches], axis=1) + self.position_embedding[...][None]
+        tokens = jnp.concatenate([class_token, patches], axis=1) + positions[None]
         tokens = self.pre_norm(tokens)
         for layer in self.layers:
             tokens = layer(tokens)
-        return self.post_norm(tokens[:, 0])
+        return tokens
 
 
 class TextTower(nnx.Module):
-    """A causal transformer; its state at the end token, normalised and projected, is the embedding."""
+    """A causal transformer; its state at the end token, normalised and projected, is the embedding.
 
-    def __init__(self, config, projection_width, *, rngs):
+    As no token sees those behind it, padding of any length and kind leaves the result as it is.
+    """
+
+    def __init__(self, config, projection_width, *, dtype=jnp.float32, rngs):
         width = config.hidden_size
         self.token_embedding = nnx.Embed(
-            config.vocab_size, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs
+            config.vocab_size,
+            width,
+            embedding_init=nnx.initializers.normal(0.02),
+            dtype=dtype,
+            param_dtype=dtype,
+            rngs=rngs,
         )
-        self.position_embedding = nnx.Param(_small_normal(rngs, config.max_position_embeddings, width))
+        self.position_embedding = nnx.Param(small_normal(rngs, config.max_position_embeddings, width))
         self.layers = nnx.List(
-            [Layer(config, causal=True, rngs=rngs) for _ in range(config.num_hidden_layers)]
+            [Layer(config, causal=True, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
         )
-        self.final_norm = _layer_norm(config, rngs)
-        self.projection = nnx.Linear(width, projection_width, use_bias=False, rngs=rngs)
+        self.final_norm = layer_norm(config, rngs)
+        self.projection = linear(width, projection_width, dtype, rngs, use_bias=False)
         self.end_token = config.eos_token_id
 
     def __call__(self, token_ids):
-        """Token ids (b, t), int32, to un-normalised embeddings (b, p), float32."""
-        tokens = self.token_embedding(token_ids) + self.position_embedding[...][None, : token_ids.shape[1]]
+        """Embeddings, and local features: every token, normalised and projected as the end token is.
+
+        Args:
+          token_ids: int32 (b, t), start token first, at most as many as there are position embeddings.
+
+        Returns:
+          Un-normalised (b, p) and (b, t, p), float32; local features behind the end token mean nothing.
+        """
+        tokens = self.token_embedding(token_ids).astype(jnp.float32)
+        tokens = tokens + self.position_embedding[...][None, : token_ids.shape[1]]
         for layer in self.layers:
             tokens = layer(tokens)
         # Early configurations name id 2 where the files mean the largest id of the vocabulary.
         is_end = token_ids if self.end_token == 2 else (token_ids == self.end_token).astype(jnp.int32)
         end = jnp.argmax(is_end, axis=1)
         pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
-        return self.projection(self.final_norm(pooled))
-
-
-class Layer(nnx.Module):
-    """Attention, then a two-layer perceptron, each behind a layer norm and added to its input."""
-
-    def __init__(self, config, *, causal=False, rngs):
-        self.norm1 = _layer_norm(config, rngs)
-        self.attention = Attention(config.hidden_size, config.num_attention_heads, causal, rngs=rngs)
-        self.norm2 = _layer_norm(config, rngs)
-        self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
-        self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, rngs=rngs)
-        self.activation = config.hidden_act
-
-    def __call__(self, tokens):
-        """(b, t, d) to (b, t, d)."""
-        # As rows: on CPUs, XLA takes twice as long for the gradient of a product with three dimensions.
-        rows = tokens.reshape(-1, tokens.shape[-1])
-        rows = rows + self.attention(self.norm1(rows), tokens.shape[1])
-        rows = rows + self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(rows))))
-        return rows.reshape(tokens.shape)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, width, num_heads, causal, *, rngs):
-        self.query, self.key, self.value, self.out = (nnx.Linear(width, width, rngs=rngs) for _ in range(4))
-        self.num_heads = num_heads
-        self.causal = causal
-
-    def __call__(self, rows, num_tokens):
-        """The tokens of all examples, (b t, d), to the same."""
-        heads = (-1, num_tokens, self.num_heads, rows.shape[-1] // self.num_heads)
-        query, key, value = (f(rows).reshape(heads) for f in (self.query, self.key, self.value))
-        attended = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
-        return self.out(attended.reshape(rows.shape))
-
-
-def _small_normal(rngs, *shape):
-    return 0.02 * jax.random.normal(rngs.params(), shape)
+        return tuple(self.projection(self.final_norm(part)).astype(jnp.float32) for part in (pooled, tokens))
 
 
 def _sinusoids(side, width):
@@ -139,19 +137,17 @@ def _sinusoids(side, width):
     return jnp.pad(patches / 2, [(1, 0), (0, 0)])
 
 
-def _layer_norm(config, rngs):
-    # The two-pass variance: the one-pass form loses digits that parity needs.
-    return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs
-    )
-
-
-def _norm_rows(key, target):
+def norm_rows(key, target):
+    """Key-table rows of a layer norm; keys are patterns."""
     return [(rf"{key}\.weight", f"{target}/scale", identity), (rf"{key}\.bias", f"{target}/bias", identity)]
 
 
-def _linear_rows(key, target):
-    return [(rf"{key}\.weight", f"{target}/kernel", linear), (rf"{key}\.bias", f"{target}/bias", identity)]
+def linear_rows(key, target):
+    """Key-table rows of a linear layer with a bias."""
+    return [
+        (rf"{key}\.weight", f"{target}/kernel", transposed),
+        (rf"{key}\.bias", f"{target}/bias", identity),
+    ]
 
 
 def _tower_rows(file, ours):
@@ -159,11 +155,11 @@ def _tower_rows(file, ours):
     layer, target = rf"{file}\.encoder\.layers\.(\d+)", rf"{ours}/layers/\1"
     rows = [(rf"{file}\.embeddings\.position_embedding\.weight", f"{ours}/position_embedding", identity)]
     for theirs, name in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out")):
-        rows += _linear_rows(rf"{layer}\.self_attn\.{theirs}_proj", f"{target}/attention/{name}")
+        rows += linear_rows(rf"{layer}\.self_attn\.{theirs}_proj", f"{target}/attention/{name}")
     for name in ("fc1", "fc2"):
-        rows += _linear_rows(rf"{layer}\.mlp\.{name}", f"{target}/{name}")
+        rows += linear_rows(rf"{layer}\.mlp\.{name}", f"{target}/{name}")
     for number in ("1", "2"):
-        rows += _norm_rows(rf"{layer}\.layer_norm{number}", f"{target}/norm{number}")
+        rows += norm_rows(rf"{layer}\.layer_norm{number}", f"{target}/norm{number}")
     return rows
 
 
@@ -173,13 +169,52 @@ KEY_TABLE = [
     *_tower_rows("text_model", "text"),
     (r"vision_model\.embeddings\.class_embedding", "image/class_embedding", identity),
     (r"vision_model\.embeddings\.patch_embedding\.weight", "image/patch_embedding/kernel", conv),
-    *_norm_rows(r"vision_model\.pre_layrnorm", "image/pre_norm"),
-    *_norm_rows(r"vision_model\.post_layernorm", "image/post_norm"),
-    (r"visual_projection\.weight", "image/projection/kernel", linear),
+    *norm_rows(r"vision_model\.pre_layrnorm", "image/pre_norm"),
+    *norm_rows(r"vision_model\.post_layernorm", "image/post_norm"),
+    (r"visual_projection\.weight", "image/projection/kernel", transposed),
     (r"text_model\.embeddings\.token_embedding\.weight", "text/token_embedding/embedding", identity),
-    *_norm_rows(r"text_model\.final_layer_norm", "text/final_norm"),
-    (r"text_projection\.weight", "text/projection/kernel", linear),
+    *norm_rows(r"text_model\.final_layer_norm", "text/final_norm"),
+    (r"text_projection\.weight", "text/projection/kernel", transposed),
     (r"logit_scale", "logit_scale", identity),
 ]
 # Older files store the range 0, 1, 2, ... that the position embeddings are indexed by.
 IGNORED_KEYS = [r"(vision|text)_model\.embeddings\.position_ids"]
+
+
+def _block_rows(file, ours):
+    """Rows of open_clip's transformer blocks, whose query, key and value are stacked in one array."""
+    block, target = rf"{file}\.resblocks\.(\d+)", rf"{ours}/layers/\1"
+    attention = [f"{target}/attention/{name}" for name in ("query", "key", "value")]
+    return [
+        (rf"{block}\.attn\.in_proj_weight", [f"{path}/kernel" for path in attention], split_three_transposed),
+        (rf"{block}\.attn\.in_proj_bias", [f"{path}/bias" for path in attention], split_three),
+        *linear_rows(rf"{block}\.attn\.out_proj", f"{target}/attention/out"),
+        *linear_rows(rf"{block}\.mlp\.c_fc", f"{target}/fc1"),
+        *linear_rows(rf"{block}\.mlp\.c_proj", f"{target}/fc2"),
+        *norm_rows(rf"{block}\.ln_1", f"{target}/norm1"),
+        *norm_rows(rf"{block}\.ln_2", f"{target}/norm2"),
+    ]
+
+
+# Keys of OpenAI's own checkpoints, which open_clip_model.safetensors keeps: the text tower's, then the ViT's.
+# Their projections are applied from the right, as ours are.
+OPEN_CLIP_TEXT_KEYS = [
+    *_block_rows("transformer", "text"),
+    (r"token_embedding\.weight", "text/token_embedding/embedding", identity),
+    (r"positional_embedding", "text/position_embedding", identity),
+    *norm_rows(r"ln_final", "text/final_norm"),
+    (r"text_projection", "text/projection/kernel", identity),
+    (r"logit_scale", "logit_scale", identity),
+]
+OPEN_CLIP_KEY_TABLE = [
+    *OPEN_CLIP_TEXT_KEYS,
+    *_block_rows(r"visual\.transformer", "image"),
+    (r"visual\.class_embedding", "image/class_embedding", identity),
+    (r"visual\.positional_embedding", "image/position_embedding", identity),
+    (r"visual\.conv1\.weight", "image/patch_embedding/kernel", conv),
+    *norm_rows(r"visual\.ln_pre", "image/pre_norm"),
+    *norm_rows(r"visual\.ln_post", "image/post_norm"),
+    (r"visual\.proj", "image/projection/kernel", identity),
+]
+# OpenAI's first files carry sizes among their weights.
+OPEN_CLIP_IGNORED_KEYS = ["input_resolution", "context_length", "vocab_size"]

@@ -1,57 +1,82 @@
 """Pixels and token ids exactly as a checkpoint expects them."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 from PIL import Image
 
 from mlclip_jax.backbones.weights import read_json
-from mlclip_jax.data.sources import read_image
+from mlclip_jax.data.sources import read_image, upright_rgb
 from mlclip_jax.errors import InputError
+
+RESIZES = ("crop", "squash")
+# open_clip's and BLIP's files may leave out these, the means and deviations of CLIP's training images.
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageProcessor(NamedTuple):
-    """What `preprocessor_config.json` asks for, in the order in which it is done.
+    """What is done to an image, in this order.
 
     Attributes:
-      shortest_edge: resize the shorter side to this, in pixels; or None.
+      cover: resize, keeping the aspect, to just cover this (height, width); or None.
       size: resize to this (height, width), whatever the aspect; or None.
       crop: then cut out this (height, width) around the centre, zeros beyond the edge; or None.
       resample: PIL's number of the resampling filter.
       scale: then multiply pixel values (0 to 255) by this.
       mean, std: then subtract and divide by these, per channel.
+      round_offset: whether half of an odd margin is rounded to even, as torchvision crops, or down, as
+        transformers does.
     """
 
-    shortest_edge: int | None
+    cover: tuple | None
     size: tuple | None
     crop: tuple | None
     resample: int
     scale: float
     mean: tuple
     std: tuple
+    round_offset: bool = False
 
     @property
     def output_size(self):
         """(height, width) of what comes out."""
         return self.crop or self.size
 
+    def at_size(self, size, resize=None):
+        """The same for another output size.
+
+        Args:
+          size: (height, width).
+          resize: "crop" (keep the aspect and cut off what protrudes), "squash" (do not), or None, as the
+            checkpoint does it.
+        """
+        if resize == "squash" or (resize is None and self.crop is None):
+            return self._replace(cover=None, size=size, crop=None)
+        cover = size
+        if self.cover and self.crop:  # some resize to more than they crop, and go on to do so in proportion
+            cover = tuple(round(new * old / cut) for new, old, cut in zip(size, self.cover, self.crop))
+        return self._replace(cover=cover, size=None, crop=size)
+
     def pixels(self, image):
         """Resizes and crops an image (path, `PIL.Image`, or uint8 array (h, w, 3)) to uint8 (h, w, 3)."""
         image = _to_rgb(image)
-        if self.shortest_edge is not None:
-            shorter, longer = sorted(image.size)
-            other = int(self.shortest_edge * longer / shorter)
-            wide = image.width > image.height
-            image = image.resize(
-                (other, self.shortest_edge) if wide else (self.shortest_edge, other), self.resample
-            )
+        if self.cover is not None:
+            height, width = self.cover
+            if height * image.width >= width * image.height:  # the image is wider than what it covers
+                width = int(height * image.width / image.height)
+            else:
+                height = int(width * image.height / image.width)
+            image = image.resize((width, height), self.resample)
         elif self.size is not None:
             image = image.resize(self.size[::-1], self.resample)
         if self.crop is not None:
             height, width = self.crop
-            # Offsets as transformers computes them; PIL fills what lies outside with zeros.
-            top, left = (image.height - height) // 2, (image.width - width) // 2
+            margins = image.width - width, image.height - height
+            left, top = (round(m / 2) if self.round_offset else m // 2 for m in margins)
+            # PIL fills what lies outside with zeros.
             image = image.crop((left, top, left + width, top + height))
         return np.asarray(image, np.uint8)
 
@@ -63,32 +88,177 @@ class ImageProcessor(NamedTuple):
         return (pixels - mean) / std
 
 
-def read_image_processor(folder):
-    """The `ImageProcessor` of a checkpoint's folder.
+def transformers_processor(folder, default_type):
+    """What `preprocessor_config.json`, or `processor_config.json` with it inside, asks for.
+
+    Args:
+      folder: of the checkpoint.
+      default_type: "CLIP", "Blip" or "ConvNext", where the file does not name its type.
 
     Raises:
-      InputError: `preprocessor_config.json` is missing or asks for something unknown.
+      InputError: the file is missing, damaged, or asks for something unknown.
     """
     path = Path(folder) / "preprocessor_config.json"
-    config = read_json(path)
-    try:
-        size = config.get("size", 224) if config.get("do_resize", True) else None
-        shortest_edge = size if isinstance(size, int) else (size or {}).get("shortest_edge")
-        crop = config.get("crop_size", size) if config.get("do_center_crop", True) else None
+    whole = Path(folder) / "processor_config.json"
+    if not path.is_file() and whole.is_file():
+        path, config = whole, read_json(whole).get("image_processor")
+    else:
+        config = read_json(path)
+
+    def make():
+        kind = config.get("image_processor_type") or config.get("feature_extractor_type") or default_type
+        known = [name for name in TRANSFORMERS_RESIZES if kind.startswith(name)]
+        if not known:
+            raise ValueError(f"image_processor_type {kind!r} is not known")
+        cover, size, crop = TRANSFORMERS_RESIZES[known[0]](config)
         normalise = config.get("do_normalize", True)
-        processor = ImageProcessor(
-            shortest_edge=shortest_edge,
-            size=_height_and_width(size) if size is not None and shortest_edge is None else None,
-            crop=None if crop is None else _height_and_width(crop),
+        return ImageProcessor(
+            cover=cover if config.get("do_resize", True) else None,
+            size=size if config.get("do_resize", True) else None,
+            crop=crop,
             resample=Image.Resampling(config.get("resample", Image.Resampling.BICUBIC)),
             scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
             mean=tuple(config["image_mean"]) if normalise else (0.0,) * 3,
             std=tuple(config["image_std"]) if normalise else (1.0,) * 3,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+
+    return _checked(path, make)
+
+
+def open_clip_processor(path, preprocess_config, image_size):
+    """What `preprocess_cfg` of the open_clip config at `path` asks for; see `open_clip.image_transform`."""
+
+    def make():
+        size = _height_and_width(preprocess_config.get("size", image_size))
+        mode = preprocess_config.get("resize_mode", "shortest")
+        if mode not in ("shortest", "squash"):
+            raise ValueError(f"resize_mode {mode!r} is not one of shortest, squash")
+        return ImageProcessor(
+            cover=size if mode == "shortest" else None,
+            size=size if mode == "squash" else None,
+            crop=size if mode == "shortest" else None,
+            resample=_filter(preprocess_config.get("interpolation", "bicubic")),
+            scale=1 / 255,
+            mean=tuple(preprocess_config.get("mean", CLIP_MEAN)),
+            std=tuple(preprocess_config.get("std", CLIP_STD)),
+            round_offset=True,
+        )
+
+    return _checked(path, make)
+
+
+def timm_processor(path, pretrained_config):
+    """What `pretrained_cfg` of the timm config at `path` asks for; see `timm.data.transforms_factory`."""
+
+    def make():
+        size = tuple(pretrained_config["input_size"][1:])
+        mode = pretrained_config.get("crop_mode", "center")
+        if mode != "center":
+            raise ValueError(f"crop_mode {mode!r} is not center")
+        return ImageProcessor(
+            cover=tuple(math.floor(side / pretrained_config["crop_pct"]) for side in size),
+            size=None,
+            crop=size,
+            resample=_filter(pretrained_config["interpolation"]),
+            scale=1 / 255,
+            mean=tuple(pretrained_config["mean"]),
+            std=tuple(pretrained_config["std"]),
+            round_offset=True,
+        )
+
+    return _checked(path, make)
+
+
+class Tokenizer:
+    """A checkpoint's own `tokenizer.json`, truncated to the text tower's context.
+
+    Args:
+      folder: holds `tokenizer.json`.
+      context_length: T, in tokens, start and end included.
+      vocabulary_size: how many token ids the text tower knows.
+      padding: the id to pad texts with; None for what `tokenizer_config.json` names, or the end token.
+
+    Raises:
+      InputError: the file is missing, damaged, or has more tokens than the text tower.
+    """
+
+    def __init__(self, folder, context_length, vocabulary_size, padding=None):
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"{path} is missing: a backbone's folder must hold it to encode texts")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(context_length)
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise InputError(f"cannot read {path}: {error}") from error
+        size = self._tokenizer.get_vocab_size()
+        if size > vocabulary_size:
+            raise InputError(f"{path} has {size} tokens, and the config a vocabulary of {vocabulary_size}")
+        self.padding = self._padding_of(folder) if padding is None else padding
+        self.context_length = context_length
+
+    def __call__(self, texts):
+        """Tokenises texts.
+
+        Args:
+          texts: list of strings.
+
+        Returns:
+          Token ids int32 `(N, T)`, padded; how many each text has, (N,); and how many texts were cut to fit.
+        """
+        encodings = self._tokenizer.encode_batch(texts)
+        ids = np.full((len(texts), self.context_length), self.padding, np.int32)
+        for row, encoding in zip(ids, encodings):
+            row[: len(encoding.ids)] = encoding.ids
+        lengths = np.array([len(encoding.ids) for encoding in encodings], np.int32)
+        return ids, lengths, sum(bool(encoding.overflowing) for encoding in encodings)
+
+    def _padding_of(self, folder):
+        config_file = Path(folder) / "tokenizer_config.json"
+        config = read_json(config_file) if config_file.is_file() else {}
+        token = config.get("pad_token") or config.get("eos_token") or "<|endoftext|>"
+        token = token.get("content") if isinstance(token, dict) else token
+        padding = self._tokenizer.token_to_id(str(token))
+        if padding is None:
+            raise InputError(f"{folder}: tokenizer.json has no token {token!r}, which texts are padded with")
+        return padding
+
+
+def _clip_resizes(config):
+    size = config.get("size", 224)
+    edge = size if isinstance(size, int) else (size or {}).get("shortest_edge")
+    crop = config.get("crop_size", size) if config.get("do_center_crop", True) else None
+    return (
+        None if edge is None else (edge, edge),
+        None if size is None or edge is not None else _height_and_width(size),
+        None if crop is None else _height_and_width(crop),
+    )
+
+
+def _blip_resizes(config):
+    return None, _height_and_width(config.get("size", 384)), None
+
+
+def _convnext_resizes(config):
+    height, width = _height_and_width(config.get("size", 384))
+    if height >= 384:
+        return None, (height, width), None
+    crop_pct = config.get("crop_pct")
+    edge = int(height / (224 / 256 if crop_pct is None else crop_pct))
+    return (edge, edge), None, (height, width)
+
+
+# How the image processors of transformers resize: their config to cover, size and crop of `ImageProcessor`.
+TRANSFORMERS_RESIZES = {"CLIP": _clip_resizes, "Blip": _blip_resizes, "ConvNext": _convnext_resizes}
+
+
+def _checked(path, make):
+    try:
+        processor = make()
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"{path} cannot be followed: {type(error).__name__} {error}") from error
-    edges = [] if processor.shortest_edge is None else [processor.shortest_edge]
-    lengths = [*edges, *(processor.size or ()), *(processor.crop or ())]
+    lengths = [*(processor.cover or ()), *(processor.size or ()), *(processor.crop or ())]
     sizes_fit = all(isinstance(length, int) and length > 0 for length in lengths)
     numbers = [*processor.mean, *processor.std]
     channels_fit = len(processor.mean) == len(processor.std) == 3 and all(
@@ -96,7 +266,7 @@ def read_image_processor(folder):
     )
     if not (sizes_fit and channels_fit):
         raise InputError(
-            f"{path} cannot be followed: sizes must be positive, image_mean and image_std 3 numbers"
+            f"{path} cannot be followed: sizes must be positive, means and deviations 3 numbers each"
         )
     if processor.output_size is None:
         raise InputError(
@@ -105,51 +275,12 @@ def read_image_processor(folder):
     return processor
 
 
-class Tokenizer:
-    """A checkpoint's own `tokenizer.json`, padded and truncated to the text tower's context.
-
-    Args:
-      folder: holds `tokenizer.json`, and `tokenizer_config.json` where padding is not by the end token.
-      context_length: T, in tokens, start and end included.
-      vocabulary_size: how many token ids the text tower knows.
-    """
-
-    def __init__(self, folder, context_length, vocabulary_size):
-        from transformers import PreTrainedTokenizerFast
-
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise InputError(f"{path} is missing: a backbone's folder must hold it to encode texts")
-        try:
-            self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token=_pad_token(folder))
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise InputError(f"cannot read {path}: {error}") from error
-        if len(self._tokenizer) > vocabulary_size:
-            raise InputError(
-                f"{path} has {len(self._tokenizer)} tokens, and config.json a vocabulary of {vocabulary_size}"
-            )
-        self.context_length = context_length
-
-    def __call__(self, texts):
-        """Token ids int32 `(len(texts), T)`, and how many texts were cut to fit."""
-        lengths = [len(ids) for ids in self._tokenizer(texts)["input_ids"]]
-        encoded = self._tokenizer(
-            texts, padding="max_length", truncation=True, max_length=self.context_length
-        )
-        truncated = sum(length > self.context_length for length in lengths)
-        return np.asarray(encoded["input_ids"], np.int32), truncated
-
-
-def _pad_token(folder):
-    config_file = Path(folder) / "tokenizer_config.json"
-    config = read_json(config_file) if config_file.is_file() else {}
-    token = config.get("pad_token") or config.get("eos_token") or "<|endoftext|>"
-    return token["content"] if isinstance(token, dict) else token
-
-
 def _to_rgb(image):
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        try:
+            return upright_rgb(image)
+        except ValueError as error:
+            raise InputError(f"cannot use image {image}: {error}") from error
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise InputError(f"an image array must be uint8 (h, w, 3); got {image.dtype} {image.shape}")
@@ -157,9 +288,19 @@ def _to_rgb(image):
     return read_image(image)
 
 
+def _filter(name):
+    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    if name not in filters:
+        raise ValueError(f"interpolation {name!r} is not one of {', '.join(filters)}")
+    return filters[name]
+
+
 def _height_and_width(size):
     if isinstance(size, int):
         return size, size
+    if isinstance(size, list | tuple):
+        height, width = size
+        return height, width
     if "shortest_edge" in size:
         return size["shortest_edge"], size["shortest_edge"]
     return int(size["height"]), int(size["width"])

@@ -81,7 +81,7 @@ def save_clip(folder, config, parameters, tokenizer, image_processor):
         "image_std": list(image_processor.std),
         "resample": int(image_processor.resample),
         "rescale_factor": image_processor.scale,
-        "size": {"shortest_edge": image_processor.shortest_edge},
+        "size": {"shortest_edge": image_processor.cover[0]},
     }
     tokenizer_settings = {
         "bos_token": START,

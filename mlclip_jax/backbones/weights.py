@@ -1,25 +1,26 @@
-"""Weights in Hugging Face's format, from a folder or the hub, every one accounted for."""
+"""Weights as safetensors, from a folder or the hub, every one of them accounted for."""
 
 import hashlib
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from mlclip_jax.errors import InputError
 
 # Backbones that come with the package, by name.
 BUILT_IN = {"scenes-clip": Path(__file__).parent / "scenes_clip"}
 
-# All that is downloaded of a repository: never a pickle.
-HUB_FILES = ["*.json", "model.safetensors"]
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
-# How an array of the file becomes one of ours.
+
+# How an array of the file becomes one of ours, or several.
 identity = np.asarray
-linear = np.transpose  # torch keeps (out, in), flax (in, out)
+transposed = np.transpose  # torch keeps (out, in), flax (in, out)
 
 
 def conv(array):
@@ -27,38 +28,97 @@ def conv(array):
     return np.transpose(array, (2, 3, 1, 0))
 
 
-# And back.
-INVERSE = {identity: identity, linear: linear, conv: lambda array: np.transpose(array, (3, 2, 0, 1))}
+def split_three(array):
+    """What is stacked along the first dimension: query, key and value."""
+    if len(array) % 3:
+        raise ValueError("its first dimension is no multiple of 3")
+    return np.split(array, 3)
+
+
+def split_three_transposed(array):
+    """Stacked (3 out, in) to three of (in, out)."""
+    return [transposed(part) for part in split_three(array)]
+
+
+# And back, for what is written.
+INVERSE = {
+    identity: identity,
+    transposed: transposed,
+    conv: lambda array: np.transpose(array, (3, 2, 0, 1)),
+}
+
+
+class Checkpoint(NamedTuple):
+    """Where a backbone's files are.
+
+    Attributes:
+      name: what it was asked for by: a folder, the name of a repository on the hub, or one in `BUILT_IN`.
+      folder: where its JSON files lie; its weights too, once `find_weights` has returned.
+      revision: the commit hash of the hub's repository; "" for a folder.
+    """
+
+    name: str
+    folder: Path
+    revision: str
 
 
 def find_checkpoint(name_or_folder, revision=None):
-    """The folder of a checkpoint, given by the name of one in `BUILT_IN`, itself, or by hub name.
-
-    What the hub names is downloaded first.
-
-    Returns:
-      The folder and the revision: a commit hash for the hub, "" for a folder.
+    """The `Checkpoint` of this name. Of a repository on the hub, the JSON files are downloaded.
 
     Raises:
-      InputError: there is neither such a folder nor such a repository within reach.
+      InputError: there is neither such a folder nor such a repository and revision within reach.
     """
-    if str(name_or_folder) in BUILT_IN:
-        return BUILT_IN[str(name_or_folder)], ""
-    folder = Path(name_or_folder)
-    if folder.is_dir():
-        return folder, ""
-    if folder.is_absolute() or str(name_or_folder).startswith((".", "~")):
-        raise InputError(f"no such folder of a backbone: {name_or_folder}")
-    from huggingface_hub import snapshot_download
+    name = str(name_or_folder)
+    if name in BUILT_IN:
+        return Checkpoint(name, BUILT_IN[name], "")
+    path = Path(name)
+    if path.is_dir():
+        return Checkpoint(name, path, "")
+    if path.is_file():
+        what = "a pickle, which is never read" if path.suffix in PICKLES else "a file"
+        raise InputError(f"{name} is {what}; give the folder that holds safetensors weights and their config")
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise InputError(f"no such folder of a backbone: {name}")
+    snapshot = _download(name, revision, ["*.json"])
+    return Checkpoint(name, snapshot, snapshot.name)
 
-    try:
-        snapshot = snapshot_download(str(name_or_folder), revision=revision, allow_patterns=HUB_FILES)
-    except Exception as error:  # the hub's own errors have no common base
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+def find_weights(checkpoint, stem):
+    """The safetensors files of a model, downloaded from the hub if need be.
+
+    Args:
+      checkpoint: a `Checkpoint`.
+      stem: of the file's name: "model" for `model.safetensors`, or the shards that
+        `model.safetensors.index.json` lists.
+
+    Returns:
+      List of paths; empty where the checkpoint has no such model.
+
+    Raises:
+      InputError: a shard is missing, or the index is damaged.
+    """
+    folder = checkpoint.folder
+    if checkpoint.revision:
+        # By name, so that neither a pickle nor another model beside it is downloaded.
+        _download(checkpoint.name, checkpoint.revision, [f"{stem}.safetensors", f"{stem}-*-of-*.safetensors"])
+    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        return []
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+    ):
+        raise InputError(f"{index} holds no weight_map from keys to files beside it")
+    shards = [folder / name for name in sorted(set(weight_map.values()))]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing or not shards:
         raise InputError(
-            f"backbone {name_or_folder!r} is no folder here, and cannot be downloaded by that name: {reason}"
-        ) from error
-    return Path(snapshot), Path(snapshot).name
+            f"{folder} lacks {len(missing)} of {len(shards)} shards that {index.name} lists: "
+            f"{', '.join(missing) or 'it lists none'}; fetch them again"
+        )
+    return shards
 
 
 def read_json(path):
@@ -78,13 +138,14 @@ def read_json(path):
     return content
 
 
-def load_parameters(path, table, abstract, ignored=()):
-    """Reads a safetensors file into a tree of parameters.
+def load_parameters(paths, table, abstract, ignored=()):
+    """Reads safetensors files into a tree of parameters.
 
     Args:
-      path: the file.
+      paths: the file, or the shards.
       table: rows (pattern, path in our tree, transform). A pattern is matched in full against a key of the
-        file; the path may refer to its groups (`\\1`) and is split at "/".
+        file; the path may refer to its groups (`\\1`) and is split at "/". A transform that gives several
+        arrays has a list of paths.
       abstract: nested dict of `jax.ShapeDtypeStruct`, the parameters to be filled.
       ignored: patterns of keys that carry no parameter.
 
@@ -92,41 +153,35 @@ def load_parameters(path, table, abstract, ignored=()):
       A nested dict like `abstract`, of NumPy arrays in its dtypes.
 
     Raises:
-      InputError: the file cannot be read, one of its keys has no place, a parameter stays unfilled, or a
-        shape differs; the names are listed.
+      InputError: a file cannot be read, one of its keys has no place or comes twice, a parameter stays
+        unfilled, or a shape differs; the names are listed.
     """
-    try:
-        arrays = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: only safetensors weights are read, never a pickle") from None
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {path} as safetensors: {error}") from error
-
     expected = _flatten(abstract)
     filled, unused = {}, []
-    for key, array in arrays.items():
-        if any(re.fullmatch(pattern, key) for pattern in ignored):
-            continue
-        target, transform = _look_up(table, key)
-        if target not in expected:
+    for path, key, array in _arrays(paths, ignored):
+        targets, transform = _look_up(table, key)
+        if not targets or not expected.keys() >= set(targets):
             unused.append(key)
             continue
         if array.dtype.kind in "biu":
             raise InputError(f"{path}: {key} is {array.dtype}; only floating-point weights are read")
-        if array.ndim != len(expected[target].shape):
-            raise InputError(
-                f"{path}: {key} has {array.ndim} dimensions where {len(expected[target].shape)} are expected"
-            )
-        array = transform(array)
-        if array.shape != expected[target].shape:
-            raise InputError(
-                f"{path}: {key} has shape {array.shape} where config.json asks for {expected[target].shape}"
-            )
-        filled[target] = array.astype(expected[target].dtype)
+        try:
+            parts = transform(array)
+        except ValueError as error:  # too many dimensions, or too few
+            raise InputError(f"{path}: {key} has shape {array.shape}, which does not fit: {error}") from error
+        for target, part in zip(targets, parts if len(targets) > 1 else [parts]):
+            if part.shape != expected[target].shape:
+                raise InputError(
+                    f"{path}: {key} has shape {array.shape}, which becomes {part.shape} where the config "
+                    f"asks for {expected[target].shape}"
+                )
+            if target in filled:
+                raise InputError(f"{path}: {key} comes twice in these files, or under two names")
+            filled[target] = part.astype(expected[target].dtype)
     unfilled = sorted(expected.keys() - filled.keys())
     if unused or unfilled:
         raise InputError(
-            f"{path} does not fit its config.json: {_listed(unused)} unused, {_listed(unfilled)} unfilled"
+            f"{paths[0]} does not fit its config: {_listed(unused)} unused, {_listed(unfilled)} unfilled"
         )
     return _unflatten(filled)
 
@@ -146,7 +201,7 @@ def save_parameters(path, table, parameters):
     ]
     arrays = {}
     for target, array in _flatten(parameters).items():
-        key, transform = _look_up(backwards, target)
+        (key,), transform = _look_up(backwards, target)
         # safetensors stores memory as it lies, whatever the strides.
         arrays[key] = np.array(INVERSE[transform](np.asarray(array)), order="C")
     # Not by safetensors itself, which would let only the owner read the file.
@@ -163,12 +218,53 @@ def fingerprint(name, revision, paths):
     return {"name": str(name), "revision": revision, "sha256": digest.hexdigest()}
 
 
+def _download(name, revision, patterns):
+    """The folder of a hub repository's snapshot, with its files of these patterns."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except errors.RevisionNotFoundError as error:
+        raise InputError(
+            f"{name} has no revision {revision!r} on the hub; give a commit, branch or tag of it"
+        ) from error
+    except errors.RepositoryNotFoundError as error:  # gated ones too
+        reason = "the hub has no such repository, or not for you (`hf auth login`)"
+        raise InputError(_no_download(name, reason)) from error
+    except errors.LocalEntryNotFoundError as error:
+        reason = "the hub cannot be reached, and the cache does not hold it; give the folder of a copy"
+        raise InputError(_no_download(name, reason)) from error
+    except Exception as error:  # what else goes wrong on the way has no common base
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(_no_download(name, reason)) from error
+
+
+def _no_download(name, reason):
+    return f"backbone {name!r} is no folder here, and cannot be downloaded by that name: {reason}"
+
+
+def _arrays(paths, ignored):
+    """Yields (path, key, array) for every key of the files but the ignored ones, one in memory at a time."""
+    for path in paths:
+        try:
+            with safe_open(path, framework="np") as file:
+                for key in file.keys():  # noqa: SIM118  (it is no dict)
+                    if not any(re.fullmatch(pattern, key) for pattern in ignored):
+                        yield path, key, file.get_tensor(key)
+        except (OSError, SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy has not
+            raise InputError(
+                f"cannot read {path} as safetensors: {error}; it may be cut short, fetch it again"
+            ) from error
+
+
 def _look_up(table, key):
-    for pattern, target, transform in table:
+    """The paths in our tree, as a list, and the transform; or none."""
+    for pattern, targets, transform in table:
         match = re.fullmatch(pattern, key)
         if match:
-            return match.expand(target), transform
-    return None, None
+            targets = [targets] if isinstance(targets, str) else targets
+            return [match.expand(target) for target in targets], transform
+    return [], None
 
 
 def _flatten(tree, prefix=""):

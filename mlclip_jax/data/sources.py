@@ -171,7 +171,7 @@ def list_images(folder):
 
 
 def read_image(path):
-    """Decodes a file to an RGB `PIL.Image`, turned upright by its EXIF orientation.
+    """Decodes a file to an upright 8-bit RGB `PIL.Image`, see `upright_rgb`.
 
     Raises:
       InputError: the file cannot be read as an image.
@@ -179,13 +179,32 @@ def read_image(path):
     try:
         with Image.open(path) as image:
             image.load()
-            with contextlib.suppress(struct.error):  # a damaged EXIF block turns nothing, and loses nothing
-                ImageOps.exif_transpose(image, in_place=True)
-            return image.convert("RGB")
+            return upright_rgb(image)
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "no image format is recognised" if unknown else getattr(error, "strerror", None) or error
         raise InputError(f"cannot read image {path}: {reason}; repair or remove it") from error
+
+
+def upright_rgb(image):
+    """A `PIL.Image` of any mode as an upright one in 8-bit RGB.
+
+    Turned by its EXIF orientation. 16-bit grey is scaled by 255 / 65535 (Pillow itself would clip it); CMYK
+    and palettes are converted as Pillow does it; transparency is dropped, and what lies below it shows.
+
+    Raises:
+      ValueError: its pixels are floating-point numbers, whose range nothing tells.
+    """
+    with contextlib.suppress(struct.error):  # a damaged EXIF block turns nothing, and loses nothing
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    elif "transparency" in image.info:
+        image = image.convert("RGBA")  # to RGB at once, Pillow warns about a palette's transparency
+    return image.convert("RGB")
 
 
 def read_labels(path, names, label_names):

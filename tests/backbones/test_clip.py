@@ -104,11 +104,11 @@ def test_the_hub_name_is_found_in_the_cache(tmp_path, monkeypatch):
         ),
         (
             lambda f: write_processing(f, config_with({"vision_config.image_size": 32})),
-            r"makes images of \(32, 32\) pixels, and config.json asks for \(24, 24\)",
+            r"makes images of \(32, 32\) pixels, and the config asks for \(24, 24\)",
         ),
         (
             lambda f: write_processing(f, merges=[*MERGES, ("d", "a")]),
-            r"has 522 tokens, and config\.json a vocabulary of 521",
+            "has 522 tokens, and the config a vocabulary of 521",
         ),
         (
             lambda f: write_clip(f, config_with({"vision_config.hidden_act": "swish"})),

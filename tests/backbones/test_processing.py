@@ -10,7 +10,7 @@ from real_data import VOCABULARY, needs_real_data
 from tiny_clip import VIT_B_32, read_merges, write_processing
 
 from mlclip_jax import InputError
-from mlclip_jax.backbones.processing import Tokenizer, read_image_processor
+from mlclip_jax.backbones.processing import Tokenizer, transformers_processor
 
 
 def reference_pixels(folder, pictures):
@@ -38,7 +38,7 @@ def test_pixels_are_transformers(tmp_path, changes):
     write_processing(tmp_path)
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    processor = read_image_processor(tmp_path)
+    processor = transformers_processor(tmp_path, "CLIP")
     ours = np.stack([processor.normalise(processor.pixels(picture)) for picture in images()])
     # To rounding: bytes are rescaled and normalised in float32 on both sides.
     np.testing.assert_allclose(ours, reference_pixels(tmp_path, images()), rtol=1e-5, atol=1e-5)
@@ -48,9 +48,9 @@ def test_sizes_may_be_plain_numbers(tmp_path):
     """As in OpenAI's first files on the hub."""
     write_processing(tmp_path)
     path = tmp_path / "preprocessor_config.json"
-    expected = read_image_processor(tmp_path)
+    expected = transformers_processor(tmp_path, "CLIP")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"size": 24, "crop_size": 24}))
-    assert read_image_processor(tmp_path) == expected
+    assert transformers_processor(tmp_path, "CLIP") == expected
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_what_cannot_be_followed_is_an_error(tmp_path, changes):
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(InputError, match=r"preprocessor_config\.json"):
-        read_image_processor(tmp_path)
+        transformers_processor(tmp_path, "CLIP")
 
 
 def test_token_ids_are_transformers(tmp_path):
@@ -82,7 +82,7 @@ def test_token_ids_are_transformers(tmp_path):
     write_processing(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     texts = [*TEXTS, "DOG photo", "naïve – café 東京 🐕", "dog\n\t  photo", "dog " * 30]
-    ids, cut = Tokenizer(tmp_path, 16, 1000)(texts)
+    ids, _, cut = Tokenizer(tmp_path, 16, 1000)(texts)
     reference = AutoTokenizer.from_pretrained(tmp_path)
     expected = reference(texts, padding="max_length", truncation=True, max_length=16, return_tensors="np")
     np.testing.assert_array_equal(ids, expected["input_ids"])
@@ -92,7 +92,7 @@ def test_token_ids_are_transformers(tmp_path):
 @needs_real_data
 def test_clips_own_vocabulary_gives_clips_own_ids(tmp_path):
     write_processing(tmp_path, VIT_B_32, read_merges(VOCABULARY))
-    ids, _ = Tokenizer(tmp_path, 77, 49408)(["a photo of a cat", "A  Photo of a CAT"])
+    ids, _, _ = Tokenizer(tmp_path, 77, 49408)(["a photo of a cat", "A  Photo of a CAT"])
     assert ids.shape == (2, 77)
     expected = [49406, 320, 1125, 539, 320, 2368, 49407]
     np.testing.assert_array_equal(ids, [expected + [49407] * 70] * 2)

@@ -1,0 +1,223 @@
+"""BLIP for image-text retrieval and matching (Li et al. 2022, arXiv 2201.12086).
+
+Equal to transformers' `BlipForImageTextRetrieval`: a vision transformer, a BERT that reads texts alone or
+while attending to all tokens of an image, projections of both to a joint space, and a head that tells whether
+the two match.
+
+Shape letters: b batch, t text tokens, s image tokens, d width of a tower, p width of the joint space.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from mlclip_jax.backbones.clip import linear_rows, norm_rows
+from mlclip_jax.backbones.transformer import (
+    ACTIVATIONS,
+    Attention,
+    Layer,
+    add,
+    layer_norm,
+    linear,
+    resize_positions,
+    small_normal,
+)
+from mlclip_jax.backbones.weights import conv, identity, split_three, split_three_transposed
+
+
+class BLIP(nnx.Module):
+    """Both towers, projections and matching head.
+
+    Args:
+      config: a `transformers.BlipConfig`.
+      dtype: of the products and of what they are made with; norms, softmax and sums are in float32 always.
+    """
+
+    def __init__(self, config, *, dtype=jnp.float32, rngs):
+        image_config, text_config = config.vision_config, config.text_config
+        self.image_tower = ImageTower(image_config, dtype=dtype, rngs=rngs)
+        self.text_tower = TextTower(text_config, image_config.hidden_size, dtype=dtype, rngs=rngs)
+        self.image_projection = linear(image_config.hidden_size, config.image_text_hidden_size, dtype, rngs)
+        self.text_projection = linear(text_config.hidden_size, config.image_text_hidden_size, dtype, rngs)
+        self.matching_head = linear(text_config.hidden_size, 2, dtype, rngs)
+
+    def image(self, pixels):
+        """Embeddings (class token) and local features (patches), both projected.
+
+        Args:
+          pixels: normalised (b, height, width, 3) of any size; the position embeddings are interpolated.
+
+        Returns:
+          Un-normalised (b, p) and (b, h w, p), float32.
+        """
+        return _first_and_rest(self.image_projection, self.image_tower(pixels), 1)
+
+    def text(self, token_ids):
+        """Embeddings (first token) and local features (all tokens) of texts alone, both projected.
+
+        Args:
+          token_ids: int32 (b, t); the padding id is not attended to.
+
+        Returns:
+          Un-normalised (b, p) and (b, t, p), float32; local features of padding mean nothing.
+        """
+        return _first_and_rest(self.text_projection, self.text_tower(token_ids), 0)
+
+    def pair(self, pixels, token_ids):
+        """What a text becomes when it attends to an image, and whether the two match.
+
+        Args:
+          pixels: normalised (b, height, width, 3).
+          token_ids: int32 (b, t).
+
+        Returns:
+          The text tower's first token (b, d), and logits (b, 2) of "no match" and "match"; float32.
+        """
+        tokens = self.text_tower(token_ids, self.image_tower(pixels))
+        return tokens[:, 0], self.matching_head(tokens[:, 0]).astype(jnp.float32)
+
+
+class ImageTower(nnx.Module):
+    """A pre-norm vision transformer, normalised at its end."""
+
+    def __init__(self, config, *, dtype=jnp.float32, rngs):
+        width, patch = config.hidden_size, config.patch_size
+        self.patch_embedding = nnx.Conv(
+            3,
+            width,
+            kernel_size=(patch, patch),
+            strides=(patch, patch),
+            padding="VALID",
+            dtype=dtype,
+            param_dtype=dtype,
+            rngs=rngs,
+        )
+        self.class_embedding = nnx.Param(small_normal(rngs, width))
+        side = config.image_size // patch
+        self.position_embedding = nnx.Param(small_normal(rngs, side**2 + 1, width))
+        self.layers = nnx.List(
+            [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
+        )
+        self.post_norm = layer_norm(config, rngs)
+
+    def __call__(self, pixels):
+        """Normalised pixels to (b, s, d), float32: the class token, then the patches in row order."""
+        patches = self.patch_embedding(pixels).astype(jnp.float32)
+        positions = resize_positions(self.position_embedding[...], patches.shape[1:3])
+        patches = patches.reshape(len(pixels), -1, patches.shape[-1])
+        class_token = jnp.broadcast_to(self.class_embedding[...], (len(pixels), 1, patches.shape[-1]))
+        tokens = jnp.concatenate([class_token, patches], axis=1) + positions[None]
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.post_norm(tokens)
+
+
+class TextTower(nnx.Module):
+    """A BERT whose layers may attend to an image between self-attention and perceptron."""
+
+    def __init__(self, config, image_width, *, dtype=jnp.float32, rngs):
+        width = config.hidden_size
+        self.token_embedding = nnx.Embed(config.vocab_size, width, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.position_embedding = nnx.Param(small_normal(rngs, config.max_position_embeddings, width))
+        self.norm = layer_norm(config, rngs)
+        self.layers = nnx.List(
+            [TextLayer(config, image_width, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
+        )
+        self.padding = config.pad_token_id
+
+    def __call__(self, token_ids, image_tokens=None):
+        """Token ids (b, t) and perhaps image tokens (b, s, d of the image tower) to (b, t, d), float32."""
+        tokens = self.token_embedding(token_ids).astype(jnp.float32)
+        tokens = self.norm(tokens + self.position_embedding[...][None, : token_ids.shape[1]])
+        for layer in self.layers:
+            tokens = layer(tokens, token_ids != self.padding, image_tokens)
+        return tokens
+
+
+class TextLayer(nnx.Module):
+    """Self-attention, attention to an image if there is one, a perceptron; a layer norm after each."""
+
+    def __init__(self, config, image_width, *, dtype, rngs):
+        width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
+        self.norm1 = layer_norm(config, rngs)
+        self.image_attention = Attention(width, heads, context_width=image_width, dtype=dtype, rngs=rngs)
+        self.image_norm = layer_norm(config, rngs)
+        self.fc1 = linear(width, inner, dtype, rngs)
+        self.fc2 = linear(inner, width, dtype, rngs)
+        self.norm2 = layer_norm(config, rngs)
+        self.activation = config.hidden_act
+
+    def __call__(self, tokens, mask, image_tokens):
+        """(b, t, d), which of them count (b, t), and perhaps (b, s, d of the image), to (b, t, d)."""
+        num_tokens, rows = tokens.shape[1], tokens.reshape(-1, tokens.shape[-1])
+        rows = self.norm1(add(rows, self.attention(rows, num_tokens, mask=mask)))
+        if image_tokens is not None:
+            rows = self.image_norm(add(rows, self.image_attention(rows, num_tokens, context=image_tokens)))
+        rows = self.norm2(add(rows, self.fc2(ACTIVATIONS[self.activation](self.fc1(rows)))))
+        return rows.reshape(tokens.shape)
+
+
+def _first_and_rest(projection, tokens, skipped):
+    """Projects the first token, and all but the first `skipped`, separately, so that either can go unused."""
+    return projection(tokens[:, 0]).astype(jnp.float32), projection(tokens[:, skipped:]).astype(jnp.float32)
+
+
+_IMAGE, _TEXT = r"vision_model\.encoder\.layers\.(\d+)", r"text_encoder\.encoder\.layer\.(\d+)"
+_IMAGE_LAYER, _TEXT_LAYER = r"image_tower/layers/\1", r"text_tower/layers/\1"
+
+
+def _image_attention_rows(kind, transform):
+    paths = [
+        f"{_IMAGE_LAYER}/attention/{name}/{'kernel' if kind == 'weight' else 'bias'}"
+        for name in ("query", "key", "value")
+    ]
+    return rf"{_IMAGE}\.self_attn\.qkv\.{kind}", paths, transform
+
+
+def _text_attention_rows(key, attention, norm):
+    rows = linear_rows(rf"{_TEXT}\.{key}\.output\.dense", f"{_TEXT_LAYER}/{attention}/out")
+    for name in ("query", "key", "value"):
+        rows += linear_rows(rf"{_TEXT}\.{key}\.self\.{name}", f"{_TEXT_LAYER}/{attention}/{name}")
+    return rows + norm_rows(rf"{_TEXT}\.{key}\.output\.LayerNorm", f"{_TEXT_LAYER}/{norm}")
+
+
+def first(array):
+    """(1, ...) to (...)."""
+    if array.shape[0] != 1:
+        raise ValueError("its first dimension is not 1")
+    return array[0]
+
+
+def first_of_first(array):
+    """(1, 1, ...) to (...)."""
+    return first(first(array))
+
+
+# Keys of transformers' model.safetensors.
+KEY_TABLE = [
+    (r"vision_model\.embeddings\.class_embedding", "image_tower/class_embedding", first_of_first),
+    (r"vision_model\.embeddings\.position_embedding", "image_tower/position_embedding", first),
+    (r"vision_model\.embeddings\.patch_embedding\.weight", "image_tower/patch_embedding/kernel", conv),
+    (r"vision_model\.embeddings\.patch_embedding\.bias", "image_tower/patch_embedding/bias", identity),
+    _image_attention_rows("weight", split_three_transposed),
+    _image_attention_rows("bias", split_three),
+    *linear_rows(rf"{_IMAGE}\.self_attn\.projection", f"{_IMAGE_LAYER}/attention/out"),
+    *linear_rows(rf"{_IMAGE}\.mlp\.fc1", f"{_IMAGE_LAYER}/fc1"),
+    *linear_rows(rf"{_IMAGE}\.mlp\.fc2", f"{_IMAGE_LAYER}/fc2"),
+    *norm_rows(rf"{_IMAGE}\.layer_norm1", f"{_IMAGE_LAYER}/norm1"),
+    *norm_rows(rf"{_IMAGE}\.layer_norm2", f"{_IMAGE_LAYER}/norm2"),
+    *norm_rows(r"vision_model\.post_layernorm", "image_tower/post_norm"),
+    (r"text_encoder\.embeddings\.word_embeddings\.weight", "text_tower/token_embedding/embedding", identity),
+    (r"text_encoder\.embeddings\.position_embeddings\.weight", "text_tower/position_embedding", identity),
+    *norm_rows(r"text_encoder\.embeddings\.LayerNorm", "text_tower/norm"),
+    *_text_attention_rows("attention", "attention", "norm1"),
+    *_text_attention_rows("crossattention", "image_attention", "image_norm"),
+    *linear_rows(rf"{_TEXT}\.intermediate\.dense", f"{_TEXT_LAYER}/fc1"),
+    *linear_rows(rf"{_TEXT}\.output\.dense", f"{_TEXT_LAYER}/fc2"),
+    *norm_rows(rf"{_TEXT}\.output\.LayerNorm", f"{_TEXT_LAYER}/norm2"),
+    *linear_rows("vision_proj", "image_projection"),
+    *linear_rows("text_proj", "text_projection"),
+    *linear_rows("itm_head", "matching_head"),
+]
+# The range 0, 1, 2, ... that older files store, and what only the training's queues needed.
+IGNORED_KEYS = [r"text_encoder\.embeddings\.position_ids"]

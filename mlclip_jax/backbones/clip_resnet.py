@@ -1,0 +1,211 @@
+"""CLIP with a modified ResNet for an image tower: RN50, RN101, RN50x4, RN50x16, RN50x64.
+
+It differs from torchvision's in its stem of three convolutions, in striding by an average pool before a
+convolution, and in pooling by attention (Radford et al. 2021, arXiv 2103.00020). The hub holds these in
+open_clip's layout: timm/resnet50_clip.openai.
+
+Shape letters: b batch, h and w rows and columns of the last grid, d its width, p width of the joint space.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from mlclip_jax.backbones import convolution
+from mlclip_jax.backbones.clip import OPEN_CLIP_IGNORED_KEYS, OPEN_CLIP_TEXT_KEYS, TextTower, linear_rows
+from mlclip_jax.backbones.convolution import ConvNorm, conv_norm_rows
+from mlclip_jax.backbones.transformer import Attention, resize_positions, small_normal
+from mlclip_jax.backbones.weights import identity
+
+EXPANSION = 4  # of a block's inner width
+STRIDE = 32  # pixels between two neighbours of the last grid
+
+
+class CLIPResNet(nnx.Module):
+    """Both towers.
+
+    Args:
+      depths, width, num_heads: of the image tower, see `ImageTower`.
+      image_size: pixels on a side, which the position embeddings were learnt on.
+      text_config: a `transformers.CLIPTextConfig`.
+      projection_width: p.
+      local_positions: see `ImageTower`.
+      folded: whether batch norms are in the convolutions, see `convolution.fold_norms`.
+      dtype: of the products.
+    """
+
+    def __init__(
+        self,
+        depths,
+        width,
+        num_heads,
+        image_size,
+        text_config,
+        projection_width,
+        *,
+        local_positions=False,
+        folded=False,
+        dtype=jnp.float32,
+        rngs,
+    ):
+        self.image = ImageTower(
+            depths,
+            width,
+            num_heads,
+            image_size,
+            projection_width,
+            local_positions=local_positions,
+            folded=folded,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.text = TextTower(text_config, projection_width, dtype=dtype, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.zeros(()))
+
+
+class ImageTower(nnx.Module):
+    """Stem, four stages of bottleneck blocks, attention pooling.
+
+    Args:
+      depths: blocks of each stage, (3, 4, 6, 3) for RN50.
+      width: channels behind the stem, 64 for RN50; the last grid has 32 times as many.
+      num_heads: of the attention pooling.
+      image_size: pixels on a side, which the position embeddings were learnt on.
+      projection_width: p.
+      local_positions: whether local features get position embeddings, as in DualCoOp, or not, as in TaI-DPT.
+    """
+
+    def __init__(
+        self,
+        depths,
+        width,
+        num_heads,
+        image_size,
+        projection_width,
+        *,
+        local_positions=False,
+        folded=False,
+        dtype=jnp.float32,
+        rngs,
+    ):
+        settings = {"folded": folded, "dtype": dtype, "rngs": rngs}
+        self.stem1 = ConvNorm(3, width // 2, 3, stride=2, **settings)
+        self.stem2 = ConvNorm(width // 2, width // 2, 3, **settings)
+        self.stem3 = ConvNorm(width // 2, width, 3, **settings)
+        width_in, stages = width, []
+        for stage, depth in enumerate(depths):
+            inner, blocks = width * 2**stage, []
+            for block in range(depth):
+                blocks.append(Block(width_in, inner, 2 if stage and not block else 1, **settings))
+                width_in = inner * EXPANSION
+            stages.append(nnx.List(blocks))
+        self.stages = nnx.List(stages)
+        self.pool = AttentionPool(
+            width_in, num_heads, image_size // STRIDE, projection_width, dtype=dtype, rngs=rngs
+        )
+        self.local_positions = local_positions
+
+    def __call__(self, pixels):
+        """Embeddings and local features.
+
+        Args:
+          pixels: normalised (b, height, width, 3), multiples of 32; position embeddings are interpolated.
+
+        Returns:
+          Un-normalised (b, p) and (b, h w, p), float32.
+        """
+        grid = self.grid(pixels)
+        return self.pool(grid), self.pool.local(grid, positions=self.local_positions)
+
+    def grid(self, pixels):
+        """The last grid, before it is pooled: (b, h, w, d)."""
+        grid = pixels
+        for convolve in (self.stem1, self.stem2, self.stem3):
+            grid = nnx.relu(convolve(grid))
+        grid = _average(grid, 2)
+        for stage in self.stages:
+            for block in stage:
+                grid = block(grid)
+        return grid
+
+
+class Block(nnx.Module):
+    """A bottleneck, added to its input; where it strides, both are averaged first."""
+
+    def __init__(self, width_in, inner, stride, *, folded, dtype, rngs):
+        settings = {"folded": folded, "dtype": dtype, "rngs": rngs}
+        self.conv1 = ConvNorm(width_in, inner, 1, **settings)
+        self.conv2 = ConvNorm(inner, inner, 3, **settings)
+        self.conv3 = ConvNorm(inner, inner * EXPANSION, 1, **settings)
+        same = stride == 1 and width_in == inner * EXPANSION
+        self.shortcut = None if same else ConvNorm(width_in, inner * EXPANSION, 1, **settings)
+        self.stride = stride
+
+    def __call__(self, grid):
+        """(b, h, w, width_in) to (b, h / stride, w / stride, 4 inner)."""
+        change = nnx.relu(self.conv1(grid))
+        change = nnx.relu(self.conv2(change))
+        change = self.conv3(_average(change, self.stride))
+        if self.shortcut is not None:
+            grid = self.shortcut(_average(grid, self.stride))
+        return nnx.relu(grid + change)
+
+
+class AttentionPool(nnx.Module):
+    """The mean of a grid attends to itself and to the grid."""
+
+    def __init__(self, width, num_heads, side, projection_width, *, dtype, rngs):
+        self.position_embedding = nnx.Param(small_normal(rngs, side**2 + 1, width))
+        self.attention = Attention(width, num_heads, out_width=projection_width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, grid, *, positions=True):
+        """(b, h, w, d) to (b, p), float32; without `positions`, as TaI-DPT pools a test image."""
+        tokens = self._tokens(grid, positions)
+        return self.attention(tokens[:, 0], 1, context=tokens).astype(jnp.float32)
+
+    def local(self, grid, *, positions):
+        """(b, h, w, d) to (b, h w, p), float32: each place through the value and output projections."""
+        tokens = self._tokens(grid, positions)[:, 1:]
+        return self.attention.out(self.attention.value(tokens)).astype(jnp.float32)
+
+    def _tokens(self, grid, positions):
+        size, grid = grid.shape[1:3], grid.astype(jnp.float32)
+        grid = grid.reshape(len(grid), -1, grid.shape[-1])
+        tokens = jnp.concatenate([grid.mean(axis=1, keepdims=True), grid], axis=1)
+        return tokens + resize_positions(self.position_embedding[...], size)[None] if positions else tokens
+
+
+def _average(grid, stride):
+    return nnx.avg_pool(grid, (stride, stride), strides=(stride, stride)) if stride > 1 else grid
+
+
+def _block_rows(stage):
+    key, target = rf"visual\.layer{stage + 1}\.(\d+)", rf"image/stages/{stage}/\1"
+    return [
+        row
+        for conv, norm, name in (
+            (rf"{key}\.conv1", rf"{key}\.bn1", "conv1"),
+            (rf"{key}\.conv2", rf"{key}\.bn2", "conv2"),
+            (rf"{key}\.conv3", rf"{key}\.bn3", "conv3"),
+            (rf"{key}\.downsample\.0", rf"{key}\.downsample\.1", "shortcut"),
+        )
+        for row in conv_norm_rows(conv, norm, f"{target}/{name}")
+    ]
+
+
+# Keys of OpenAI's own checkpoints, which open_clip_model.safetensors keeps.
+KEY_TABLE = [
+    *OPEN_CLIP_TEXT_KEYS,
+    *(
+        row
+        for i in (1, 2, 3)
+        for row in conv_norm_rows(rf"visual\.conv{i}", rf"visual\.bn{i}", f"image/stem{i}")
+    ),
+    *(row for stage in range(4) for row in _block_rows(stage)),
+    (r"visual\.attnpool\.positional_embedding", "image/pool/position_embedding", identity),
+    *(
+        row
+        for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value"), ("c", "out"))
+        for row in linear_rows(rf"visual\.attnpool\.{theirs}_proj", f"image/pool/attention/{ours}")
+    ),
+]
+IGNORED_KEYS = [*OPEN_CLIP_IGNORED_KEYS, *convolution.IGNORED_KEYS]

@@ -1,0 +1,90 @@
+"""What the convolutional towers share: a convolution with batch norm at inference, folded into it or not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mlclip_jax.backbones.weights import conv, identity
+
+EPSILON = 1e-5  # torch's, which all of these towers were trained with
+
+
+class ConvNorm(nnx.Module):
+    """A convolution and its batch norm, by stored statistics.
+
+    As the files hold them: a kernel without bias, and a norm. *Folded*: a kernel and a bias that do the same.
+
+    Args:
+      width_in, width_out: channels.
+      size: of the square kernel; its input is padded by half of that.
+      stride: of the convolution.
+      folded: whether the norm is in the kernel and the bias; `fold_norms` puts it there.
+      dtype: of the products.
+    """
+
+    def __init__(self, width_in, width_out, size, *, stride=1, folded=False, dtype=jnp.float32, rngs):
+        self.conv = nnx.Conv(
+            width_in,
+            width_out,
+            kernel_size=(size, size),
+            strides=(stride, stride),
+            padding=size // 2,
+            use_bias=folded,
+            dtype=dtype,
+            param_dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = None if folded else Norm(width_out)
+
+    def __call__(self, grid):
+        """(b, h, w, width_in) to (b, h', w', width_out)."""
+        grid = self.conv(grid)
+        return grid if self.norm is None else self.norm(grid)
+
+
+class Norm(nnx.Module):
+    """Batch norm by stored statistics, in float32."""
+
+    def __init__(self, width):
+        self.scale, self.variance = nnx.Param(jnp.ones(width)), nnx.Param(jnp.ones(width))
+        self.bias, self.mean = nnx.Param(jnp.zeros(width)), nnx.Param(jnp.zeros(width))
+
+    def __call__(self, grid):
+        """(b, h, w, width) to the same."""
+        scale = self.scale[...] * jax.lax.rsqrt(self.variance[...] + EPSILON)
+        shift = self.bias[...] - self.mean[...] * scale
+        shape = (1, 1, 1, -1)
+        normed = grid.astype(jnp.float32) * scale.reshape(shape) + shift.reshape(shape)
+        return normed.astype(grid.dtype)
+
+
+def fold_norms(parameters):
+    """Puts every `ConvNorm`'s batch norm into its kernel and a bias.
+
+    Args:
+      parameters: nested dict of NumPy arrays, of a tower that is not folded.
+
+    Returns:
+      The nested dict of the same tower, folded.
+    """
+    if not isinstance(parameters, dict):
+        return parameters
+    if parameters.keys() == {"conv", "norm"}:
+        kernel, norm = parameters["conv"]["kernel"], parameters["norm"]
+        scale = norm["scale"] / np.sqrt(norm["variance"] + np.float32(EPSILON))
+        return {"conv": {"kernel": kernel * scale, "bias": norm["bias"] - norm["mean"] * scale}}
+    return {name: fold_norms(value) for name, value in parameters.items()}
+
+
+def conv_norm_rows(conv_key, norm_key, target):
+    """Key-table rows of a `ConvNorm` that is not folded; keys are patterns, in torch's names."""
+    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
+    return [
+        (rf"{conv_key}\.weight", f"{target}/conv/kernel", conv),
+        *((rf"{norm_key}\.{theirs}", f"{target}/norm/{ours}", identity) for theirs, ours in names.items()),
+    ]
+
+
+# Counts what training has seen, and is in every file beside a batch norm's statistics.
+IGNORED_KEYS = [r".*\.num_batches_tracked"]

@@ -1,0 +1,397 @@
+"""What a checkpoint's folder holds: one of the layouts in which the hub keeps models, read into one form."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mlclip_jax.backbones import blip, clip, clip_resnet, imagenet
+from mlclip_jax.backbones.processing import (
+    ImageProcessor,
+    Tokenizer,
+    open_clip_processor,
+    timm_processor,
+    transformers_processor,
+)
+from mlclip_jax.backbones.transformer import ACTIVATIONS
+from mlclip_jax.backbones.weights import PICKLES, find_weights, read_json
+from mlclip_jax.errors import InputError
+
+
+class Layout(NamedTuple):
+    """A model and what belongs to it.
+
+    Attributes:
+      title: the architecture in words.
+      make_module: `make_module(dtype=, rngs=)` gives the `nnx.Module`; with `folded=` too where it `folds`.
+      folds: whether it has batch norms to be folded into its convolutions.
+      key_table, ignored_keys: for `weights.load_parameters`.
+      weights: the safetensors files.
+      settings: the other files that decide an embedding.
+      image_processor: an `ImageProcessor`.
+      image_size: pixels on a side, of the images that the position embeddings were learnt on; None for any.
+      stride: pixels between two neighbours among the local features; divides the sides of an image.
+      embedding_width, local_width: of embeddings, and of local features.
+      tokenizer: a `Tokenizer`, or None where there is no text tower.
+    """
+
+    title: str
+    make_module: Callable
+    folds: bool
+    key_table: list
+    ignored_keys: list
+    weights: list
+    settings: list
+    image_processor: ImageProcessor
+    image_size: int | None
+    stride: int
+    embedding_width: int
+    local_width: int
+    tokenizer: Tokenizer | None
+
+
+def read_layout(checkpoint, *, local_positions=False):
+    """The `Layout` of a `weights.Checkpoint`, whose weights are downloaded from the hub if need be.
+
+    Args:
+      checkpoint: from `weights.find_checkpoint`.
+      local_positions: see `clip_resnet.ImageTower`.
+
+    Raises:
+      InputError: a file is missing or damaged, the architecture is unknown, or there are no safetensors.
+    """
+    folder = checkpoint.folder
+    path, open_clip_path = folder / "config.json", folder / "open_clip_config.json"
+    config = read_json(path) if path.is_file() or not open_clip_path.is_file() else {}
+    candidates = []
+    if config.get("model_type") in TRANSFORMERS_READERS:
+        candidates.append(("model", TRANSFORMERS_READERS[config["model_type"]], path, config))
+    if open_clip_path.is_file():
+        read = functools.partial(_open_clip, local_positions=local_positions)
+        candidates.append(("open_clip_model", read, open_clip_path, read_json(open_clip_path)))
+    elif "architecture" in config:
+        candidates.append(("model", _timm, path, config))
+    if not candidates:
+        raise InputError(
+            f"{path} is of model_type {config.get('model_type')!r}; "
+            f"{', '.join(TRANSFORMERS_READERS)}, open_clip's CLIP, timm's ResNets and VGG-16 can be loaded"
+        )
+    for stem, read, config_path, content in candidates:
+        weights = find_weights(checkpoint, stem)
+        if weights:
+            settings = [
+                folder / name for name in (config_path.name, "tokenizer.json", "preprocessor_config.json")
+            ]
+            layout = read(config_path, content, checkpoint.name)
+            return layout._replace(weights=weights, settings=[p for p in settings if p.is_file()])
+    raise InputError(_no_weights(folder, " or ".join(f"{stem}.safetensors" for stem, *_ in candidates)))
+
+
+def _clip(path, content, name):
+    from transformers import CLIPConfig
+
+    del name
+    config = _transformers_config(CLIPConfig, path, content, "CLIP")
+    image, text = config.vision_config, config.text_config
+    return _partial_layout(
+        title=_clip_title(
+            f"ViT {image.num_hidden_layers} x {image.hidden_size}, patches of {image.patch_size}", text
+        ),
+        make_module=functools.partial(clip.CLIP, config),
+        key_table=clip.KEY_TABLE,
+        ignored_keys=clip.IGNORED_KEYS,
+        image_processor=transformers_processor(path.parent, "CLIP"),
+        image_size=image.image_size,
+        stride=image.patch_size,
+        embedding_width=config.projection_dim,
+        tokenizer=Tokenizer(path.parent, text.max_position_embeddings, text.vocab_size),
+    )
+
+
+def _blip(path, content, name):
+    from transformers import BlipConfig
+
+    del name
+    wanted, held = "BlipForImageTextRetrieval", content.get("architectures") or []
+    if held and wanted not in held:
+        raise InputError(f"{path} describes {held[0]}; of BLIP, only {wanted} can be loaded")
+    config = _transformers_config(BlipConfig, path, content, "BLIP")
+    image, text = config.vision_config, config.text_config
+    return _partial_layout(
+        title=(
+            f"BLIP (ViT {image.num_hidden_layers} x {image.hidden_size}, patches of {image.patch_size}; "
+            f"BERT {text.num_hidden_layers} x {text.hidden_size})"
+        ),
+        make_module=functools.partial(blip.BLIP, config),
+        key_table=blip.KEY_TABLE,
+        ignored_keys=blip.IGNORED_KEYS,
+        image_processor=transformers_processor(path.parent, "Blip"),
+        image_size=image.image_size,
+        stride=image.patch_size,
+        embedding_width=config.image_text_hidden_size,
+        tokenizer=Tokenizer(
+            path.parent, text.max_position_embeddings, text.vocab_size, padding=text.pad_token_id
+        ),
+    )
+
+
+def _resnet(path, content, name):
+    from transformers import ResNetConfig
+
+    del name
+    config = _transformers_config(ResNetConfig, path, content, "ResNet")
+    for key, wanted in {
+        "layer_type": "bottleneck",
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+        "num_channels": 3,
+    }.items():
+        if getattr(config, key) != wanted:
+            raise InputError(
+                f"{path}: {key} {getattr(config, key)!r} is not {wanted!r}, which alone can be loaded"
+            )
+    widths = (config.embedding_size, *config.hidden_sizes)
+    return _imagenet_resnet(
+        config.depths,
+        widths,
+        key_table=imagenet.TRANSFORMERS_RESNET_KEY_TABLE,
+        ignored_keys=imagenet.TRANSFORMERS_RESNET_IGNORED_KEYS,
+        image_processor=transformers_processor(path.parent, "ConvNext"),
+    )
+
+
+def _timm(path, content, name):
+    del name
+    architecture, settings = content["architecture"], content.get("pretrained_cfg")
+    if architecture not in (*imagenet.RESNET_DEPTHS, "vgg16") or content.get("model_args"):
+        raise InputError(
+            f"{path}: architecture {architecture!r} cannot be loaded; of timm's, "
+            f"{', '.join(imagenet.RESNET_DEPTHS)} and vgg16 can, without model_args"
+        )
+    image_processor = timm_processor(path, settings if isinstance(settings, dict) else content)
+    if architecture != "vgg16":
+        return _imagenet_resnet(
+            imagenet.RESNET_DEPTHS[architecture],
+            imagenet.RESNET_WIDTHS,
+            key_table=imagenet.RESNET_KEY_TABLE,
+            ignored_keys=imagenet.RESNET_IGNORED_KEYS,
+            image_processor=image_processor,
+        )
+    return _partial_layout(
+        title="VGG-16",
+        make_module=imagenet.VGG16,
+        key_table=imagenet.VGG16_KEY_TABLE,
+        ignored_keys=imagenet.VGG16_IGNORED_KEYS,
+        image_processor=image_processor,
+        stride=imagenet.STRIDE,
+        embedding_width=imagenet.VGG16_WIDTH,
+        local_width=imagenet.VGG16_STAGES[-1][0],
+    )
+
+
+def _open_clip(path, content, name, *, local_positions):
+    from transformers import CLIPConfig
+
+    model = _section(path, content, "model_cfg")
+    image = _section(path, model, "vision_cfg", OPEN_CLIP_IMAGE)
+    text = _section(path, model, "text_cfg", OPEN_CLIP_TEXT)
+    _check_open_clip(path, model, ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu"))
+    _check_open_clip(path, image, OPEN_CLIP_IMAGE)
+    _check_open_clip(path, text, OPEN_CLIP_TEXT)
+    # OpenAI's weights are made for QuickGELU; the first configs of timm/*.openai do not say so.
+    quick = model.get("quick_gelu", any(part.endswith(".openai") for part in (name, *path.resolve().parts)))
+    activation = "quick_gelu" if quick else "gelu"
+    residual = isinstance(image["layers"], list)
+    towers = {
+        "text_config": {
+            "hidden_size": text["width"],
+            "intermediate_size": _product(path, text["width"], text["mlp_ratio"]),
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+            "max_position_embeddings": text["context_length"],
+            "vocab_size": text["vocab_size"],
+            "hidden_act": activation,
+            "eos_token_id": 2,  # the end is where the largest id is
+        }
+    }
+    if not residual:
+        towers["vision_config"] = {
+            "hidden_size": image["width"],
+            "intermediate_size": _product(path, image["width"], image["mlp_ratio"]),
+            "num_hidden_layers": image["layers"],
+            "num_attention_heads": _product(path, image["width"], 1 / image["head_width"]),
+            "image_size": image["image_size"],
+            "patch_size": image["patch_size"],
+            "hidden_act": activation,
+        }
+    config = _transformers_config(
+        CLIPConfig, path, towers | {"projection_dim": model.get("embed_dim")}, "CLIP"
+    )
+    processor = open_clip_processor(path, content.get("preprocess_cfg") or {}, image["image_size"])
+    tokenizer = Tokenizer(path.parent, text["context_length"], text["vocab_size"], padding=0)
+    shared = {
+        "image_processor": processor,
+        "image_size": image["image_size"],
+        "embedding_width": config.projection_dim,
+        "tokenizer": tokenizer,
+    }
+    if not residual:
+        return _partial_layout(
+            title=_clip_title(
+                f"ViT {image['layers']} x {image['width']}, patches of {image['patch_size']}",
+                config.text_config,
+            ),
+            make_module=functools.partial(clip.CLIP, config),
+            key_table=clip.OPEN_CLIP_KEY_TABLE,
+            ignored_keys=clip.OPEN_CLIP_IGNORED_KEYS,
+            stride=image["patch_size"],
+            **shared,
+        )
+    depths, width = image["layers"], image["width"]
+    return _partial_layout(
+        title=_clip_title(f"ResNet of {'+'.join(map(str, depths))} blocks, {width} wide", config.text_config),
+        make_module=functools.partial(
+            clip_resnet.CLIPResNet,
+            depths,
+            width,
+            _product(path, width * 32, 1 / image["head_width"]),
+            image["image_size"],
+            config.text_config,
+            config.projection_dim,
+            local_positions=local_positions,
+        ),
+        folds=True,
+        key_table=clip_resnet.KEY_TABLE,
+        ignored_keys=clip_resnet.IGNORED_KEYS,
+        stride=clip_resnet.STRIDE,
+        **shared,
+    )
+
+
+# Readers of a transformers config, by its model_type.
+TRANSFORMERS_READERS = {"clip": _clip, "blip": _blip, "resnet": _resnet}
+
+# What of an open_clip config decides the model, and open_clip's defaults.
+OPEN_CLIP_IMAGE = {
+    "image_size": 224,
+    "layers": 12,
+    "width": 768,
+    "patch_size": 16,
+    "head_width": 64,
+    "mlp_ratio": 4.0,
+}
+OPEN_CLIP_TEXT = {
+    "context_length": 77,
+    "vocab_size": 49408,
+    "width": 512,
+    "heads": 8,
+    "layers": 12,
+    "mlp_ratio": 4.0,
+}
+# What may be said beside it without changing the model: what it is anyway, and what only training reads.
+OPEN_CLIP_SAME = {
+    "pool_type": ("tok", "argmax"),
+    "proj_type": ("linear",),
+    "text_arch": ("clip",),
+    "pos_embed_type": ("learnable",),
+}
+OPEN_CLIP_IGNORED = (
+    "patch_dropout",
+    "init_logit_scale",
+    "hf_tokenizer_name",
+    "tokenizer_kwargs",
+    "attn_pooler_queries",
+    "attn_pooler_heads",
+)
+
+
+def _partial_layout(**fields):
+    """A `Layout` but for its files, with what most of them share."""
+    defaults = {
+        "folds": False,
+        "weights": [],
+        "settings": [],
+        "image_size": None,
+        "tokenizer": None,
+        "local_width": fields["embedding_width"],
+    }
+    return Layout(**(defaults | fields))
+
+
+def _imagenet_resnet(depths, widths, **fields):
+    return _partial_layout(
+        title=f"ResNet-{3 * sum(depths) + 2}",
+        make_module=functools.partial(imagenet.ResNet, tuple(depths), tuple(widths)),
+        folds=True,
+        stride=imagenet.STRIDE,
+        embedding_width=widths[-1],
+        **fields,
+    )
+
+
+def _clip_title(image, text):
+    return f"CLIP ({image}; text {text.num_hidden_layers} x {text.hidden_size}; {text.hidden_act})"
+
+
+def _transformers_config(config_class, path, content, what):
+    try:
+        config = config_class.from_dict(content)
+        towers = [getattr(config, name) for name in ("vision_config", "text_config") if hasattr(config, name)]
+        for tower in towers:
+            for key in ("patch_size", "image_size"):
+                value = getattr(tower, key, 1)
+                if not isinstance(value, int) or value < 1:
+                    raise ValueError(f"{key} {value!r} is no positive number")
+            if tower.hidden_size % tower.num_attention_heads:
+                raise ValueError(
+                    f"hidden_size {tower.hidden_size} is not a multiple of the number of attention heads "
+                    f"({tower.num_attention_heads})"
+                )
+    except Exception as error:  # transformers validates with exceptions of many kinds
+        raise InputError(f"{path} describes no {what}: {' '.join(str(error).split())}") from error
+    for tower in towers:
+        if tower.hidden_act not in ACTIVATIONS:
+            raise InputError(
+                f"{path}: hidden_act {tower.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}"
+            )
+    return config
+
+
+def _section(path, content, name, defaults=None):
+    section = content.get(name)
+    if not isinstance(section, dict):
+        raise InputError(f"{path} has no {name}, which should describe the model")
+    return (defaults or {}) | section
+
+
+def _check_open_clip(path, section, known):
+    """Refuses a section that describes another model: numbers that are none, keys that are not read."""
+    for key, value in section.items():
+        if key in known:
+            numbers = value if key == "layers" and isinstance(value, list) else [value]
+            positive = all(isinstance(number, int | float) and number > 0 for number in numbers)
+            if (
+                key in (*OPEN_CLIP_IMAGE, *OPEN_CLIP_TEXT)
+                and not positive
+                and (key, value) != ("patch_size", None)
+            ):
+                raise InputError(f"{path}: {key} {value!r} is no positive number")
+        elif value not in (None, False, 0, *OPEN_CLIP_SAME.get(key, ())) and key not in OPEN_CLIP_IGNORED:
+            raise InputError(f"{path} asks for {key} {value!r}, which is not supported")
+
+
+def _product(path, value, factor):
+    product = round(value * factor)
+    if product < 1 or abs(product - value * factor) > 1e-6:
+        raise InputError(f"{path}: a width of {value} times {factor} is no whole number")
+    return product
+
+
+def _no_weights(folder, wanted):
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        return (
+            f"{folder} lacks {wanted}, and a pickle ({', '.join(pickles)}) is never read, since that can run "
+            "any code; save the model as safetensors"
+        )
+    return f"{folder / wanted.split(' or ')[0]} is missing: only safetensors weights are read, never a pickle"

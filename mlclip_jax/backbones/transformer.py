@@ -1,0 +1,160 @@
+"""What the transformers of CLIP and BLIP share: attention, a pre-norm layer, position embeddings of any grid.
+
+Shape letters: b batch, t tokens, d width of a tower, h and w rows and columns of a grid.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's checkpoints
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+class Layer(nnx.Module):
+    """Attention, then a two-layer perceptron, each behind a layer norm and added to its input."""
+
+    def __init__(self, config, *, causal=False, dtype=jnp.float32, rngs):
+        width, inner = config.hidden_size, config.intermediate_size
+        self.norm1 = layer_norm(config, rngs)
+        self.attention = Attention(width, config.num_attention_heads, causal=causal, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(config, rngs)
+        self.fc1 = linear(width, inner, dtype, rngs)
+        self.fc2 = linear(inner, width, dtype, rngs)
+        self.activation = config.hidden_act
+
+    def __call__(self, tokens):
+        """(b, t, d), float32, to the same."""
+        # As rows: on CPUs, XLA takes twice as long for the gradient of a product with three dimensions.
+        rows = tokens.reshape(-1, tokens.shape[-1])
+        rows = add(rows, self.attention(self.norm1(rows), tokens.shape[1]))
+        rows = add(rows, self.fc2(ACTIVATIONS[self.activation](self.fc1(self.norm2(rows)))))
+        return rows.reshape(tokens.shape)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention, of the tokens to one another or to those of a context; its softmax is in float32.
+
+    Args:
+      width: d, of the tokens that ask.
+      num_heads: divides d.
+      context_width: of the tokens that answer, where it is another.
+      out_width: of the result, where it is another.
+      causal: no token sees those behind it.
+      dtype: of the products.
+    """
+
+    def __init__(
+        self, width, num_heads, *, context_width=None, out_width=None, causal=False, dtype=jnp.float32, rngs
+    ):
+        self.query = linear(width, width, dtype, rngs)
+        self.key = linear(context_width or width, width, dtype, rngs)
+        self.value = linear(context_width or width, width, dtype, rngs)
+        self.out = linear(width, out_width or width, dtype, rngs)
+        self.num_heads = num_heads
+        self.causal = causal
+        self.implementation = attention_implementation(dtype, width // num_heads)
+
+    def __call__(self, rows, num_tokens, context=None, mask=None):
+        """The tokens of all examples to what they attend to.
+
+        Args:
+          rows: (b t, d).
+          num_tokens: t.
+          context: (b, s, d of the context); by default the rows themselves.
+          mask: bool (b, s), which tokens may be attended to; by default all.
+
+        Returns:
+          (b t, d of the result), in the dtype of the products.
+        """
+        num_answers = num_tokens if context is None else context.shape[1]
+        answers = rows if context is None else context.reshape(-1, context.shape[-1])
+        attended = jax.nn.dot_product_attention(
+            self._heads(self.query(rows), num_tokens),
+            self._heads(self.key(answers), num_answers),
+            self._heads(self.value(answers), num_answers),
+            mask=None if mask is None else mask[:, None, None, :],
+            is_causal=self.causal,
+            implementation=self.implementation,
+        )
+        return self.out(attended.reshape(len(rows), -1))
+
+    def _heads(self, rows, num_tokens):
+        return rows.reshape(-1, num_tokens, self.num_heads, rows.shape[-1] // self.num_heads)
+
+
+def attention_implementation(dtype, head_width, platform=None):
+    """What computes attention: "cudnn" (flash attention) on GPUs in 16 bits; elsewhere None, plain XLA."""
+    platform = platform or jax.default_backend()
+    sixteen_bits = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    # Heads wider than 128 need a Hopper GPU, and no CLIP or BLIP has them.
+    fits = head_width % 8 == 0 and head_width <= 128
+    return "cudnn" if platform in ("gpu", "cuda") and sixteen_bits and fits else None
+
+
+def linear(width_in, width_out, dtype, rngs, use_bias=True):
+    """A linear layer that multiplies, keeps its parameters and answers in `dtype`."""
+    return nnx.Linear(width_in, width_out, use_bias=use_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+
+def layer_norm(config, rngs):
+    """A layer norm in float32, whatever it is given."""
+    return nnx.LayerNorm(
+        config.hidden_size,
+        epsilon=config.layer_norm_eps,
+        dtype=jnp.float32,
+        use_fast_variance=False,  # E[x²] - E[x]² cancels where the mean is large
+        rngs=rngs,
+    )
+
+
+def add(rows, change):
+    """A residual sum, in the dtype of `rows`."""
+    return rows + change.astype(rows.dtype)
+
+
+def small_normal(rngs, *shape):
+    """Where embeddings begin: N(0, 0.02²)."""
+    return 0.02 * jax.random.normal(rngs.params(), shape)
+
+
+def resize_positions(positions, grid):
+    """Position embeddings for another grid of patches than they were learnt on, by bicubic interpolation.
+
+    As `interpolate_pos_encoding` of transformers' CLIP and BLIP, that is torch's `interpolate(size=grid,
+    mode="bicubic", align_corners=False)`. (The code of TaI-DPT and DINO asks for a grid larger by 0.1 and
+    cuts it, which shifts the samples a little.)
+
+    Args:
+      positions: (1 + side², d), the class token's before those of a square grid in row order.
+      grid: (h, w).
+
+    Returns:
+      (1 + h w, d).
+    """
+    side = math.isqrt(len(positions) - 1)
+    if grid == (side, side):
+        return positions
+    rows, columns = (_bicubic(side, size) for size in grid)
+    patches = positions[1:].reshape(side, side, -1)
+    patches = jnp.einsum("hr,wc,rcd->hwd", rows, columns, patches, precision="highest")
+    return jnp.concatenate([positions[:1], patches.reshape(-1, positions.shape[-1])])
+
+
+def _bicubic(size, new_size):
+    """What each of `size` samples contributes to each of `new_size`: float32 (new_size, size)."""
+    places = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    nearest = np.floor(places).astype(int)
+    weights = np.zeros((new_size, size))
+    for offset in (-1, 0, 1, 2):
+        distance = np.abs(places - nearest - offset)
+        near = (1.25 * distance - 2.25) * distance**2 + 1  # Keys (1981) with a = -0.75, which torch takes
+        far = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
+        neighbour = np.clip(nearest + offset, 0, size - 1)
+        np.add.at(weights, (np.arange(new_size), neighbour), np.where(distance <= 1, near, far))
+    return weights.astype(np.float32)
