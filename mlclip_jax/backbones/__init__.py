@@ -74,7 +74,7 @@ def load_backbone(
     """
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if jnp.dtype(dtype).name not in DTYPES:
+    if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     checkpoint = find_checkpoint(name_or_folder, revision)
     layout = read_layout(checkpoint, local_positions=local_positions)
@@ -91,7 +91,7 @@ def load_backbone(
         graph,
         parameters,
         layout._replace(image_processor=image_processor),
-        dtype=jnp.dtype(dtype).name,
+        dtype=dtype,
         fingerprint=fingerprint(checkpoint.name, checkpoint.revision, [*layout.weights, *layout.settings]),
         shard_parameters=shard_parameters,
     )
@@ -149,10 +149,11 @@ class Backbone:
         self._compiled = {}
 
     def __repr__(self):
-        number = sum(array.size for array in jax.tree.leaves(self.parameters)) / 1e6
+        number = sum(array.size for array in jax.tree.leaves(self.parameters))
+        number = f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
         height, width = self.image_size
         return (
-            f"{self.fingerprint['name']}: {self.title}, {number:.1f} M parameters, {self.dtype}, "
+            f"{self.fingerprint['name']}: {self.title}, {number} parameters, {self.dtype}, "
             f"images of {height} x {width}, SHA-256 {self.fingerprint['sha256'][:12]}"
         )
 
@@ -379,7 +380,7 @@ def _image_processor(folder, layout, image_size, resize):
     size = (
         own if image_size is None else (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
     )
-    if len(size) != 2 or any(side < 1 or side % layout.stride for side in size):
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 and n % layout.stride == 0 for n in size):
         raise InputError(
             f"image_size {image_size} does not fit: each side must be a positive multiple of {layout.stride}"
         )

@@ -175,7 +175,10 @@ class AttentionPool(nnx.Module):
 
 
 def _average(grid, stride):
-    return nnx.avg_pool(grid, (stride, stride), strides=(stride, stride)) if stride > 1 else grid
+    if stride == 1:
+        return grid
+    b, h, w, d = grid.shape
+    return grid.reshape(b, h // stride, stride, w // stride, stride, d).mean(axis=(2, 4))
 
 
 def _block_rows(stage):

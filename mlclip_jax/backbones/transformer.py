@@ -74,14 +74,15 @@ class Attention(nnx.Module):
         """
         num_answers = num_tokens if context is None else context.shape[1]
         answers = rows if context is None else context.reshape(-1, context.shape[-1])
-        attended = jax.nn.dot_product_attention(
-            self._heads(self.query(rows), num_tokens),
-            self._heads(self.key(answers), num_answers),
-            self._heads(self.value(answers), num_answers),
-            mask=None if mask is None else mask[:, None, None, :],
-            is_causal=self.causal,
-            implementation=self.implementation,
-        )
+        with jax.numpy_dtype_promotion("standard"):  # it asks what bfloat16 and float32 promote to
+            attended = jax.nn.dot_product_attention(
+                self._heads(self.query(rows), num_tokens),
+                self._heads(self.key(answers), num_answers),
+                self._heads(self.value(answers), num_answers),
+                mask=None if mask is None else mask[:, None, None, :],
+                is_causal=self.causal,
+                implementation=self.implementation,
+            )
         return self.out(attended.reshape(len(rows), -1))
 
     def _heads(self, rows, num_tokens):

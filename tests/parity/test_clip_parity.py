@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clip_cases import CASES, TEXTS, images
-from tiny_clip import VIT_B_32, write_clip, write_processing
+from tiny_clip import write_clip, write_processing
 
 import mlclip_jax
 from mlclip_jax.backbones.weights import BUILT_IN
@@ -50,14 +50,6 @@ def test_tiny_models_agree_within_1e_5(tmp_path, case):
     backbone = mlclip_jax.load_backbone(tmp_path)
     np.testing.assert_allclose(backbone.encode_images(images()), image, rtol=0, atol=1e-5)
     np.testing.assert_allclose(backbone.encode_texts(TEXTS), text, rtol=0, atol=1e-5)
-
-
-def test_vit_b_32_agrees_within_1e_4_of_its_largest_value(tmp_path):
-    save_perturbed_model(tmp_path, VIT_B_32)
-    image, text = torch_embeddings(tmp_path)
-    backbone = mlclip_jax.load_backbone(tmp_path)
-    for ours, theirs in ((backbone.encode_images(images()), image), (backbone.encode_texts(TEXTS), text)):
-        assert np.abs(ours - theirs).max() / np.abs(theirs).max() < 1e-4
 
 
 def test_the_stored_outputs_are_torchs(tmp_path):

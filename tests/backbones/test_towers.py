@@ -1,0 +1,343 @@
+"""Every architecture and layout against outputs of the original torch code, which are stored here."""
+
+import itertools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from clip_cases import images
+from flax import nnx
+from tiny_models import CASES, ENTRIES, OTHER_SIZES, TEXTS, outputs_of, thinned, write_case, write_settings
+
+import mlclip_jax
+from mlclip_jax import InputError
+from mlclip_jax.backbones import blip, clip, clip_resnet, imagenet
+from mlclip_jax.backbones.convolution import fold_norms
+from mlclip_jax.backbones.layouts import read_layout
+from mlclip_jax.backbones.transformer import attention_implementation
+from mlclip_jax.backbones.weights import find_checkpoint, load_parameters
+from mlclip_jax.modules import merge_module, split_module
+
+GOLDEN = ENTRIES.with_name("towers_golden.npz")
+SMALL = [case for case in CASES if not case.startswith("timm")]  # the others are as large as they really are
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as stored:
+        return dict(stored)
+
+
+def check(ours, stored, prefix):
+    """Within 1e-5 of the stored outputs; of the largest of them, where that is above 1."""
+    expected = {
+        key.rpartition("/")[2]: value for key, value in stored.items() if key.rpartition("/")[0] == prefix
+    }
+    assert expected
+    for name, value in expected.items():
+        atol = 1e-5 * max(1, np.abs(value).max())
+        np.testing.assert_allclose(thinned(ours[name]), value, rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_are_torchs_at_any_size(tmp_path, golden, case):
+    write_case(tmp_path, case)
+    backbone = mlclip_jax.load_backbone(tmp_path)
+    ours = outputs_of(backbone, images()[:3])
+    check(ours, golden, case)
+    assert all(output.dtype == np.float32 for output in ours.values())
+    assert ours["image"].shape == (3, backbone.embedding_width)
+    rows, columns = backbone.grid_size
+    assert ours["image_local"].shape == (3, rows * columns, backbone.local_width)
+    if case in OTHER_SIZES:
+        size = OTHER_SIZES[case]
+        other = mlclip_jax.load_backbone(tmp_path, image_size=size)
+        assert other.image_size == size
+        encoded = other.encode_images(images()[:3], local=True)
+        outputs = {"image": encoded.embeddings, "image_local": encoded.local}
+        check(outputs, golden, f"{case}/{size[0]}x{size[1]}")
+
+
+def test_local_features_of_a_resnet_may_have_positions(tmp_path, golden):
+    backbone = mlclip_jax.load_backbone(write_case(tmp_path, "open_clip_resnet"), local_positions=True)
+    encoded = backbone.encode_images(images()[:3], local=True)
+    check({"image_local": encoded.local}, golden, "open_clip_resnet/positions")
+    check(
+        {"image": encoded.embeddings},
+        {k: v for k, v in golden.items() if k.endswith("resnet/image")},
+        "open_clip_resnet",
+    )
+
+
+class Raw:
+    """A tower as its file holds it, batch norms not folded, as a function of its parameters."""
+
+    def __init__(self, folder, case):
+        layout = read_layout(find_checkpoint(folder))
+        graph, abstract = split_module(
+            nnx.eval_shape(lambda: layout.make_module(dtype=jnp.float32, rngs=nnx.Rngs(0)))
+        )
+        self.parameters = load_parameters(layout.weights, layout.key_table, abstract, layout.ignored_keys)
+        self.layout = layout
+        processor = layout.image_processor
+        pixels = processor.normalise(np.stack([processor.pixels(image) for image in images()[:2]]))
+        inputs = {"image": (pixels,)}
+        if layout.tokenizer:
+            ids = layout.tokenizer(TEXTS[:2])[0]
+            inputs["text"] = (ids,)
+            if case == "blip":
+                inputs["pair"] = (pixels, ids)
+
+        @jax.jit
+        def outputs(parameters):
+            module = merge_module(graph, parameters)
+            return {name: getattr(module, name)(*values) for name, values in inputs.items()}
+
+        self.outputs = outputs
+
+    def differs(self, flat):
+        """How far the outputs move when the parameters become these."""
+        tree = {}
+        for path, value in flat.items():
+            node = tree
+            for key in path[:-1]:
+                node = node.setdefault(key, {})
+            node[path[-1]] = value
+        before, after = self.outputs(self.parameters), self.outputs(tree)
+        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, after)
+        # A variance below zero, where something else takes its place, gives NaN.
+        return max(np.inf if np.isnan(d) else d for d in jax.tree.leaves(moved))
+
+
+def flattened(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(entry.key for entry in path): value for path, value in leaves}
+
+
+def without_effect(path):
+    """Softmax is blind to what all keys have in common, and the temperature is no part of an embedding."""
+    return path[-2:] == ("key", "bias") or path == ("logit_scale",)
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_no_parameter_could_be_another(tmp_path, case):
+    """Parity would notice: any parameter with its values permuted, or exchanged for one of its block's."""
+    raw = Raw(write_case(tmp_path, case), case)
+    flat = flattened(raw.parameters)
+    kinds = {}
+    for path in flat:
+        kinds.setdefault(re.sub(r"\d+", "N", "/".join(path)), path)
+    assert len(kinds) >= 15
+    for kind, path in kinds.items():
+        if without_effect(path):
+            continue
+        permuted = np.roll(flat[path], 1, axis=0 if flat[path].ndim == 1 else -2)
+        assert raw.differs(flat | {path: permuted}) > 1e-4, kind
+    # Within a block, whatever has the same shape: query and key, the two norms, a norm's scale and its bias.
+    blocks = {}
+    for path in kinds.values():
+        number = next((i for i, key in enumerate(path) if key.isdigit()), len(path) - 1)
+        blocks.setdefault((path[: number + 1], flat[path].shape), []).append(path)
+    for paths in blocks.values():
+        for one, other in itertools.combinations([p for p in paths if not without_effect(p)], 2):
+            exchanged = raw.differs(flat | {one: flat[other], other: flat[one]})
+            assert exchanged > 1e-4, (one, other)
+
+
+@pytest.mark.parametrize("case", ["open_clip_resnet", "resnet"])
+def test_folded_norms_are_the_norms(tmp_path, case):
+    raw = Raw(write_case(tmp_path, case), case)
+    folded = fold_norms(raw.parameters)
+    make_module = raw.layout.make_module
+    graph, abstract = split_module(
+        nnx.eval_shape(lambda: make_module(folded=True, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    )
+    assert jax.tree.map(np.shape, folded) == jax.tree.map(np.shape, abstract)
+    assert not any("norm" in path for path in flattened(folded) if "text" not in path)
+    processor = raw.layout.image_processor
+    pixels = processor.normalise(np.stack([processor.pixels(image) for image in images()[:2]]))
+    outputs = jax.jit(lambda parameters: merge_module(graph, parameters).image(pixels))(folded)
+    for ours, expected in zip(outputs, raw.outputs(raw.parameters)["image"]):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_bfloat16_is_close_and_answers_in_float32(tmp_path, case):
+    folder = write_case(tmp_path, case)
+    full = mlclip_jax.load_backbone(folder)
+    half = mlclip_jax.load_backbone(folder, dtype="bfloat16")
+    assert full.dtype == "float32"  # what CPUs compute in unless told otherwise
+    assert half.dtype == "bfloat16"
+    kinds = {path[-1]: value.dtype for path, value in flattened(half.parameters).items()}
+    assert kinds["kernel"] == jnp.bfloat16
+    norms = [v.dtype for path, v in flattened(half.parameters).items() if path[-1] == "scale"]
+    assert all(dtype == jnp.float32 for dtype in norms)
+    expected, ours = outputs_of(full, images()), outputs_of(half, images())
+    for name in expected:
+        assert ours[name].dtype == np.float32
+        error = np.abs(ours[name] - expected[name]).max() / np.abs(expected[name]).max()
+        assert 0 < error < 4e-2, name
+
+
+@pytest.mark.parametrize("case", ["clip_quick_gelu", "open_clip_resnet", "blip"])
+def test_parameters_may_be_split_over_the_devices(tmp_path, case):
+    folder = write_case(tmp_path, case)
+    whole = mlclip_jax.load_backbone(folder)
+    split = mlclip_jax.load_backbone(folder, shard_parameters=True)
+
+    def bytes_on_one_device(backbone):
+        leaves = jax.tree.leaves(backbone.parameters)
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+
+    # The small ones that four devices do not divide stay whole.
+    assert bytes_on_one_device(split) < 0.3 * bytes_on_one_device(whole)
+    expected = outputs_of(whole, images())
+    for name, output in outputs_of(split, images()).items():
+        np.testing.assert_allclose(output, expected[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_attention_is_cudnns_where_it_can_be():
+    assert attention_implementation(jnp.bfloat16, 64, "gpu") == "cudnn"
+    assert attention_implementation(jnp.float16, 80, "gpu") == "cudnn"
+    for dtype, width, platform in (
+        (jnp.float32, 64, "gpu"),
+        (jnp.bfloat16, 60, "gpu"),
+        (jnp.bfloat16, 256, "gpu"),
+        (jnp.bfloat16, 64, "cpu"),
+        (jnp.bfloat16, 64, "tpu"),
+    ):
+        assert attention_implementation(dtype, width, platform) is None
+
+
+def test_texts_come_back_in_their_order_and_as_long_as_they_are(tmp_path):
+    backbone = mlclip_jax.load_backbone(write_case(tmp_path, "blip"))
+    texts = ["a", "a photo of two dogs and a cat , a photo of a dog !", "dog", "", "two cats"] * 5
+    encoded = backbone.encode_texts(texts, local=True, batch_size=4)
+    np.testing.assert_allclose(encoded.embeddings, backbone.encode_texts(texts), rtol=0, atol=1e-6)
+    lengths = encoded.mask.sum(axis=1)
+    assert lengths[:5].tolist() == [3, 18, 3, 2, 5]
+    assert encoded.local.shape == (25, 18, 20)
+    for text, tokens, mask in zip(texts[:5], encoded.local, encoded.mask):
+        alone = backbone.encode_texts([text], local=True)
+        np.testing.assert_allclose(tokens[mask], alone.local[0][alone.mask[0]], rtol=0, atol=1e-6)
+        assert not tokens[~mask].any()
+    assert backbone.encode_texts([]).shape == (0, 20)
+    assert backbone.encode_texts([], local=True).local.shape == (0, 0, 20)
+
+
+def test_the_pure_functions_are_what_is_called(tmp_path):
+    backbone = mlclip_jax.load_backbone(write_case(tmp_path, "blip"))
+    pixels, ids = backbone.pixels(images()), backbone.token_ids(TEXTS)
+    assert pixels.dtype == np.uint8
+    assert ids.shape == (len(TEXTS), backbone.context_length)
+    embeddings, local = jax.jit(backbone.image)(backbone.parameters, pixels)
+    encoded = backbone.encode_images(images(), local=True)
+    np.testing.assert_allclose(embeddings, encoded.embeddings, rtol=0, atol=5e-6)
+    np.testing.assert_allclose(local, encoded.local, rtol=0, atol=5e-6)
+    embeddings, _ = jax.jit(backbone.text)(backbone.parameters, ids)
+    np.testing.assert_allclose(embeddings, backbone.encode_texts(TEXTS), rtol=0, atol=5e-6)
+
+
+def test_what_is_not_asked_for_is_not_computed(tmp_path):
+    backbone = mlclip_jax.load_backbone(write_case(tmp_path, "clip_quick_gelu"))
+    pixels = backbone.pixels(images())
+    flops = {}
+    for everything in (False, True):
+        compiled = backbone._compile("image", everything).lower(backbone.parameters, pixels[:4]).compile()
+        flops[everything] = compiled.cost_analysis()["flops"]
+    assert flops[False] < flops[True]
+
+
+def test_what_a_backbone_lacks_it_says(tmp_path):
+    resnet = mlclip_jax.load_backbone(write_case(tmp_path / "resnet", "resnet"))
+    assert resnet.context_length is None
+    with pytest.raises(InputError, match=r"resnet \(ResNet-20\) has no text tower"):
+        resnet.encode_texts(["dog"])
+    clip_backbone = mlclip_jax.load_backbone(write_case(tmp_path / "clip", "clip_gelu"))
+    with pytest.raises(InputError, match=r"does not look at an image and a text together; BLIP does"):
+        clip_backbone.encode_pairs(images()[:1], ["dog"])
+    with pytest.raises(InputError, match="as many texts as images; got 1 and 2"):
+        clip_backbone.encode_pairs(images()[:2], ["dog"])
+    with pytest.raises(InputError, match="a text must be a string; got 3"):
+        clip_backbone.encode_texts(["dog", 3])
+
+
+def test_it_prints_what_it_loaded(tmp_path, capsys):
+    backbone = mlclip_jax.load_backbone(write_case(tmp_path / "vit", "open_clip_vit"), dtype="bfloat16")
+    line = capsys.readouterr().err
+    assert line == f"{backbone!r}\n"
+    number = sum(leaf.size for leaf in jax.tree.leaves(backbone.parameters))
+    assert f"CLIP (ViT 2 x 32, patches of 8; text 2 x 24; gelu), {number:,} parameters, bfloat16" in line
+    assert backbone.fingerprint["sha256"][:12] in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "float16"}, "dtype 'float16' is not one of float32, bfloat16"),
+        ({"dtype": "double-ish"}, "dtype 'double-ish' is not one of"),
+        ({"image_size": 36}, "image_size 36 does not fit: each side must be a positive multiple of 8"),
+        ({"image_size": (24, 0)}, "image_size"),
+        ({"image_size": (24, 24, 3)}, "image_size"),
+        ({"image_size": "24"}, "image_size"),
+        ({"resize": "stretch"}, "resize 'stretch' is not one of crop, squash"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path, settings, message):
+    write_case(tmp_path, "clip_quick_gelu")
+    with pytest.raises(InputError, match=message):
+        mlclip_jax.load_backbone(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("name", ["resnet50_clip.openai", "timm--x_clip.openai/snapshots/0123"])
+def test_openais_weights_are_for_quick_gelu_whatever_an_early_config_leaves_out(tmp_path, name):
+    layout, config = CASES["open_clip_resnet"]
+    quick = mlclip_jax.load_backbone(write_case(tmp_path / "said", "open_clip_resnet")).encode_texts(TEXTS)
+    unsaid = {key: value for key, value in config.items() if key != "quick_gelu"}
+    for folder, same in ((tmp_path / name, True), (tmp_path / "resnet50_clip.cc12m", False)):
+        write_case(folder, "open_clip_resnet")
+        write_settings(folder, layout, unsaid)
+        texts = mlclip_jax.load_backbone(folder).encode_texts(TEXTS)
+        assert np.allclose(texts, quick, rtol=0, atol=1e-6) == same
+    write_settings(tmp_path / name, layout, unsaid | {"quick_gelu": False})  # what a config says, holds
+    assert not np.allclose(mlclip_jax.load_backbone(tmp_path / name).encode_texts(TEXTS), quick, atol=1e-3)
+
+
+def test_transformers_files_are_preferred_to_open_clips_beside_them(tmp_path):
+    """As in LAION's repositories, which hold both."""
+    write_case(tmp_path, "open_clip_vit")
+    open_clip = mlclip_jax.load_backbone(tmp_path)
+    write_case(tmp_path, "clip_quick_gelu")
+    both = mlclip_jax.load_backbone(tmp_path)
+    assert "quick_gelu" in both.title
+    assert "quick_gelu" not in open_clip.title
+    (tmp_path / "model.safetensors").unlink()
+    assert mlclip_jax.load_backbone(tmp_path).title == open_clip.title
+
+
+def test_timms_own_tower_is_not_taken_for_the_clip_beside_it(tmp_path):
+    """As in timm/resnet50_clip.cc12m: a timm config.json and weights beside open_clip's."""
+    write_case(tmp_path, "open_clip_resnet")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet50_clip", "num_classes": 20}))
+    assert "CLIP" in mlclip_jax.load_backbone(tmp_path).title
+
+
+def test_every_table_leads_to_every_parameter():
+    """No row is left over: each matches a key of some case's file."""
+    entries = json.loads(ENTRIES.read_text())
+    tables = {
+        "clip": (clip.KEY_TABLE, ["clip_quick_gelu"]),
+        "open_clip": (clip.OPEN_CLIP_KEY_TABLE, ["open_clip_vit"]),
+        "clip_resnet": (clip_resnet.KEY_TABLE, ["open_clip_resnet"]),
+        "blip": (blip.KEY_TABLE, ["blip"]),
+        "transformers resnet": (imagenet.TRANSFORMERS_RESNET_KEY_TABLE, ["resnet"]),
+        "timm resnet": (imagenet.RESNET_KEY_TABLE, ["timm_resnet101"]),
+        "timm vgg": (imagenet.VGG16_KEY_TABLE, ["timm_vgg16"]),
+    }
+    for name, (table, cases) in tables.items():
+        keys = [key for case in cases for key in entries[case]]
+        for pattern, *_ in table:
+            assert any(re.fullmatch(pattern, key) for key in keys), (name, pattern)

@@ -1,0 +1,124 @@
+"""Every tower against torch on the same weights, each parameter and batch statistic moved."""
+
+import json
+
+import numpy as np
+import pytest
+from clip_cases import images
+from tiny_clip import VIT_B_32, config_with
+from tiny_models import CASES, ENTRIES, OTHER_SIZES, TEXTS, outputs_of, thinned, write_case, write_settings
+
+import mlclip_jax
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
+
+from torch_outputs import GOLDEN, build, entries, load, perturb, save, torch_outputs  # noqa: E402
+
+VIT_L_14_336 = config_with(
+    {
+        "projection_dim": 768,
+        "vision_config": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
+            "projection_dim": 768,
+        },
+        "text_config": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+            "projection_dim": 768,
+        },
+    },
+    VIT_B_32,
+)
+RN50 = {
+    "embed_dim": 1024,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 224, "layers": [3, 4, 6, 3], "width": 64, "patch_size": None},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+}
+BLIP_BASE = {
+    "model_type": "blip",
+    "architectures": ["BlipForImageTextRetrieval"],
+    "image_text_hidden_size": 256,
+    "text_config": {"num_attention_heads": 12},
+    "vision_config": {"image_size": 384},
+}
+FULL_SIZE = {
+    "vit_b_32": ("clip", VIT_B_32),
+    "vit_l_14_336": ("clip", VIT_L_14_336),
+    "rn50": ("open_clip", RN50),
+    "blip_base": ("blip", BLIP_BASE),
+}
+
+
+def save_perturbed(folder, layout, config, scale=0.05):
+    model = build(layout, config)
+    perturb(model, scale)
+    folder.mkdir(exist_ok=True)
+    save(model, layout, folder)
+    saved = folder / "config.json"
+    # What transformers itself wrote of its config is what is read.
+    written = json.loads(saved.read_text()) if saved.exists() else config
+    write_settings(folder, layout, written)
+    return model.eval()
+
+
+def relative_errors(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return {name: np.abs(ours[name] - theirs[name]).max() / np.abs(theirs[name]).max() for name in ours}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("timm")])
+def test_small_models_agree_within_1e_5(tmp_path, case):
+    layout, config = CASES[case]
+    model = save_perturbed(tmp_path, layout, config)
+    for size in (None, OTHER_SIZES.get(case)):
+        backbone = mlclip_jax.load_backbone(tmp_path, image_size=size)
+        expected = torch_outputs(model, layout, backbone, images())
+        for name, output in outputs_of(backbone, images()).items():
+            np.testing.assert_allclose(output, expected[name], rtol=0, atol=1e-5, err_msg=f"{size} {name}")
+
+
+@pytest.mark.parametrize("case", ["timm_resnet101", "timm_vgg16"])
+def test_imagenet_models_agree_within_1e_4_of_the_largest_value(tmp_path, case):
+    layout, config = CASES[case]
+    model = save_perturbed(tmp_path, layout, config, scale=0.002)
+    backbone = mlclip_jax.load_backbone(tmp_path, image_size=(96, 64))
+    errors = relative_errors(
+        outputs_of(backbone, images()[:2]), torch_outputs(model, layout, backbone, images()[:2])
+    )
+    print(case, errors)
+    assert max(errors.values()) < 1e-4
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_agrees_within_1e_4_of_the_largest_value(tmp_path, name):
+    layout, config = FULL_SIZE[name]
+    model = save_perturbed(tmp_path, layout, config, scale=0.01)
+    backbone = mlclip_jax.load_backbone(tmp_path)
+    pictures, texts = images()[1:3], TEXTS[:2]
+    errors = relative_errors(
+        outputs_of(backbone, pictures, texts), torch_outputs(model, layout, backbone, pictures, texts)
+    )
+    print(name, errors)
+    assert max(errors.values()) < 1e-4
+
+
+def test_the_stored_outputs_and_entries_are_torchs(tmp_path):
+    stored_entries = json.loads(ENTRIES.read_text())
+    with np.load(GOLDEN) as golden:
+        for case in ("open_clip_vit", "open_clip_resnet", "blip", "resnet"):
+            layout, config = CASES[case]
+            assert entries(layout, config) == stored_entries[case]
+            folder = write_case(tmp_path / case, case)
+            backbone = mlclip_jax.load_backbone(folder)
+            outputs = torch_outputs(load(layout, config, folder), layout, backbone, images()[:3])
+            for name, output in outputs.items():
+                stored = golden[f"{case}/{name}"]
+                np.testing.assert_allclose(thinned(output), stored, rtol=0, atol=1e-6 * np.abs(stored).max())
