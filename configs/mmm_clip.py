@@ -24,6 +24,11 @@ def get_config(variant="fc"):
     config = ConfigDict()
     config.seed = 0
     config.backbone = placeholder(str)  # folder or hub name
+    config.encoding = ConfigDict()  # how the backbone computes; what is left empty, it decides
+    config.encoding.dtype = ""  # "float32" or "bfloat16"; by default float32 on CPUs, bfloat16 elsewhere
+    config.encoding.image_size = ""  # "448", or "448x336" for height and width; by default its own
+    config.encoding.resize = ""  # "crop" or "squash"; by default its own
+    config.encoding.shard_parameters = False  # split over the devices, for large models
 
     config.texts = ConfigDict()
     config.texts.labels = placeholder(str)  # text file, a label per line

@@ -40,6 +40,11 @@ def get_config(variant="embeddings"):
         config.texts.class_embeddings = placeholder(str)  # .npz or .npy, a row per class
     elif variant == "templates":
         config.backbone = placeholder(str)  # folder or hub name
+        config.encoding = ConfigDict()  # how the backbone computes; what is left empty, it decides
+        config.encoding.dtype = ""  # "float32" or "bfloat16"; by default float32 on CPUs, bfloat16 elsewhere
+        config.encoding.image_size = ""  # "448", or "448x336" for height and width; by default its own
+        config.encoding.resize = ""  # "crop" or "squash"; by default its own
+        config.encoding.shard_parameters = False  # split over the devices, for large models
         config.texts.labels = placeholder(str)  # text file, a label per line
     else:
         raise InputError(f"recipe tai has no variant {variant!r}; it has embeddings and templates")

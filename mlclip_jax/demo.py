@@ -18,7 +18,7 @@ from mlclip_jax.backbones import load_backbone
 from mlclip_jax.configs import demo as recipe
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Scenes, write_scenes
 from mlclip_jax.data.sources import read_embeddings, read_image
-from mlclip_jax.features import embed_images, embed_names, write_embeddings
+from mlclip_jax.features import embed_images, embed_names, image_origin, write_embeddings
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.metrics import PROTOCOL, mean_average_precision
 from mlclip_jax.predict import load
@@ -118,7 +118,7 @@ def _embedded_scenes(folder, backbone, seed, number, label_names):
     """Writes scenes as JPEG files, and embeds them as any photographs; returns the embeddings' file."""
     path = folder.with_suffix(".npz")
     scenes = Scenes(seed, number, label_names=label_names)
-    origin = backbone.fingerprint | {"image_size": list(backbone.image_size), "scenes": scenes.digest}
+    origin = image_origin(backbone) | {"scenes": scenes.digest}
     if not path.is_file() or read_embeddings(path).origin != origin:
         if folder.exists():  # what a stopped demo left
             shutil.rmtree(folder)

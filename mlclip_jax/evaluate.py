@@ -322,13 +322,13 @@ def load_backbone_of(config):
     Raises:
       InputError: it names none, or one that cannot be loaded.
     """
-    from mlclip_jax.backbones import load_backbone
+    from mlclip_jax.backbones import load_backbone, read_encoding
 
     if not config.get("backbone"):
         raise InputError(
             "this run names no backbone to embed images with; run `mlclip embed`, give embeddings=FILE"
         )
-    return load_backbone(config.backbone)
+    return load_backbone(config.backbone, **read_encoding(config.get("encoding", {})))
 
 
 def define_flags(values, _):

@@ -32,8 +32,17 @@ def embed_images(load_backbone, folder):
     return Embeddings(
         backbone.encode_images(images),
         names=tuple(image.relative_to(folder).as_posix() for image in images),
-        origin=backbone.fingerprint | {"image_size": backbone.image_size},
+        origin=image_origin(backbone),
     )
+
+
+def image_origin(backbone):
+    """What decides the embedding of an image: the backbone's fingerprint, and how it sees and computes."""
+    return backbone.fingerprint | {
+        "image_size": list(backbone.image_size),
+        "resize": backbone.resize,
+        "dtype": backbone.dtype,
+    }
 
 
 def embed_names(backbone, names, template):
@@ -73,14 +82,15 @@ def main(values):
         check_template(values.template)
     _check_output(values.output)  # known before the work is done, not after
     make_folder(Path(values.output).parent)
-    from mlclip_jax.backbones import load_backbone
+    from mlclip_jax.backbones import ENCODING, load_backbone, read_encoding
 
+    encoding = read_encoding({name: values[name].value for name in ENCODING})
+    load = functools.partial(load_backbone, values.backbone, revision=values.revision, **encoding)
     if values.images is not None:
-        load = functools.partial(load_backbone, values.backbone, revision=values.revision)
         embeddings = embed_images(load, values.images)
     else:
         lines = read_lines(values.texts)
-        backbone = load_backbone(values.backbone, revision=values.revision)
+        backbone = load()
         if values.template is not None:
             embeddings = embed_names(backbone, lines, values.template)
         else:
@@ -91,8 +101,18 @@ def main(values):
 
 
 def define_flags(values, _):
-    flags.DEFINE_string("backbone", None, "folder or hub name of a CLIP", flag_values=values)
+    flags.DEFINE_string("backbone", None, "folder or hub name of a CLIP or BLIP", flag_values=values)
     flags.DEFINE_string("revision", None, "commit, branch or tag on the hub", flag_values=values)
+    flags.DEFINE_string(
+        "dtype", None, "float32 or bfloat16, of the products; default: float32 on CPUs", flag_values=values
+    )
+    flags.DEFINE_string(
+        "image_size", None, "448, or 448x336 for height and width; default: its own", flag_values=values
+    )
+    flags.DEFINE_string("resize", None, "crop or squash; default: its own", flag_values=values)
+    flags.DEFINE_boolean(
+        "shard_parameters", False, "split the parameters over the devices", flag_values=values
+    )
     flags.DEFINE_string("images", None, "folder of images, searched with its subfolders", flag_values=values)
     flags.DEFINE_string("texts", None, "text file, one text or name per line", flag_values=values)
     flags.DEFINE_string(

@@ -39,7 +39,7 @@ def load(workdir, *, backbone=None):
       >>> [run.label_names[k] for k in (probabilities[0] >= 0.5).nonzero()[0]]
       ['anchor', 'umbrella']
     """
-    from mlclip_jax.backbones import load_backbone
+    from mlclip_jax.backbones import load_backbone, read_encoding
 
     run = evaluate.read_run(workdir)
     trained_on = evaluate.backbone_of(run["class_texts"].origin)
@@ -47,7 +47,11 @@ def load(workdir, *, backbone=None):
     if name is None:
         raise InputError(f"{workdir} does not record its backbone; name it: --backbone=FOLDER_OR_NAME")
     recorded = trained_on is not None and name == trained_on["name"]
-    backbone = load_backbone(name, revision=(trained_on["revision"] or None) if recorded else None)
+    backbone = load_backbone(
+        name,
+        revision=(trained_on["revision"] or None) if recorded else None,
+        **read_encoding(run["config"].get("encoding", {})),
+    )
     if trained_on and trained_on["sha256"] != backbone.fingerprint["sha256"]:
         raise InputError(
             f"{workdir} was trained on {describe(trained_on)}, not on {describe(backbone.fingerprint)}; "

@@ -212,6 +212,7 @@ MAY_CHANGE = (
     "evaluation.",
     "examples.",
     "backbone",
+    "encoding.shard_parameters",
     "texts.class_embeddings",
     "texts.labels",
     "train.parallel",

@@ -26,6 +26,7 @@ from mlclip_jax.progress import progress_bar
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 DTYPES = ("float32", "bfloat16")
+ENCODING = ("dtype", "image_size", "resize", "shard_parameters")  # settings of `load_backbone`
 SHORTEST_TEXT = 16  # tokens; shorter ones are padded to this, so that few lengths are compiled
 
 
@@ -125,6 +126,7 @@ class Backbone:
       embedding_width: D, of the joint space.
       local_width: D', of local features; D but for VGG-16.
       image_size: (height, width) of the pixels that its image tower sees.
+      resize: "crop" or "squash", how images come to that size.
       grid_size: (rows, columns) of an image's local features.
       context_length: the most tokens of a text, start and end included; None where there is no text tower.
       dtype: of the products, "float32" or "bfloat16".
@@ -139,6 +141,7 @@ class Backbone:
         self.title = layout.title
         self.embedding_width, self.local_width = layout.embedding_width, layout.local_width
         self.image_size = layout.image_processor.output_size
+        self.resize = "squash" if layout.image_processor.crop is None else "crop"
         self.grid_size = tuple(side // layout.stride for side in self.image_size)
         self.context_length = layout.tokenizer and layout.tokenizer.context_length
         self.dtype = dtype
@@ -272,8 +275,8 @@ class Backbone:
         module = merge_module(self._graph, parameters)
         if not hasattr(module, name):
             raise InputError(f"{self.fingerprint['name']} ({self.title}) {MISSING[name]}")
-        # Accelerators would otherwise round the factors of a float32 product to fewer bits.
-        with jax.default_matmul_precision("highest" if self.dtype == "float32" else "default"):
+        # Accelerators would otherwise round the factors of a float32 product; bfloat16 ones are as they are.
+        with jax.default_matmul_precision("highest"):
             return getattr(module, name)(*inputs)
 
     def _compile(self, name, everything):
@@ -352,6 +355,27 @@ class Backbone:
 
 # What is said of a backbone that lacks a way in.
 MISSING = {"text": "has no text tower", "pair": "does not look at an image and a text together; BLIP does"}
+
+
+def read_encoding(settings):
+    """The arguments of `load_backbone` that a recipe's section `encoding` sets, or the flags of a command.
+
+    Args:
+      settings: dict of `dtype`, `image_size` ("448", or "448x336" for height and width), `resize` and
+        `shard_parameters`; what is empty or missing is left to `load_backbone`.
+
+    Raises:
+      InputError: the image size is none.
+    """
+    chosen = {name: settings[name] for name in ENCODING if settings.get(name)}
+    if "image_size" in chosen:
+        sides = str(chosen["image_size"]).split("x")
+        if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+            raise InputError(
+                f"image_size {chosen['image_size']!r} is no size: write 448, or 448x336 for height and width"
+            )
+        chosen["image_size"] = tuple(int(side) for side in sides) * (3 - len(sides))
+    return chosen
 
 
 def _list(inputs, unit):

@@ -217,4 +217,4 @@ OPEN_CLIP_KEY_TABLE = [
     (r"visual\.proj", "image/projection/kernel", identity),
 ]
 # OpenAI's first files carry sizes among their weights.
-OPEN_CLIP_IGNORED_KEYS = ["input_resolution", "context_length", "vocab_size"]
+OPEN_CLIP_IGNORED_KEYS = ["input_resolution", "context_length", "vocab_size", r".*\.attn\.num_heads"]

@@ -13,7 +13,7 @@ from flax import nnx
 from mlclip_jax.backbones import convolution
 from mlclip_jax.backbones.clip import OPEN_CLIP_IGNORED_KEYS, OPEN_CLIP_TEXT_KEYS, TextTower, linear_rows
 from mlclip_jax.backbones.convolution import ConvNorm, conv_norm_rows
-from mlclip_jax.backbones.transformer import Attention, resize_positions, small_normal
+from mlclip_jax.backbones.transformer import Attention, add, resize_positions, small_normal
 from mlclip_jax.backbones.weights import identity
 
 EXPANSION = 4  # of a block's inner width
@@ -99,9 +99,7 @@ class ImageTower(nnx.Module):
                 width_in = inner * EXPANSION
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
-        self.pool = AttentionPool(
-            width_in, num_heads, image_size // STRIDE, projection_width, dtype=dtype, rngs=rngs
-        )
+        self.pool = AttentionPool(width_in, num_heads, image_size // STRIDE, projection_width, rngs=rngs)
         self.local_positions = local_positions
 
     def __call__(self, pixels):
@@ -141,31 +139,31 @@ class Block(nnx.Module):
         self.stride = stride
 
     def __call__(self, grid):
-        """(b, h, w, width_in) to (b, h / stride, w / stride, 4 inner)."""
+        """(b, h, w, width_in) to (b, h / stride, w / stride, 4 inner), float32."""
         change = nnx.relu(self.conv1(grid))
         change = nnx.relu(self.conv2(change))
         change = self.conv3(_average(change, self.stride))
         if self.shortcut is not None:
             grid = self.shortcut(_average(grid, self.stride))
-        return nnx.relu(grid + change)
+        return nnx.relu(add(grid.astype(jnp.float32), change))
 
 
 class AttentionPool(nnx.Module):
-    """The mean of a grid attends to itself and to the grid."""
+    """The mean of a grid attends to itself and to the grid. In float32: it is small, and last."""
 
-    def __init__(self, width, num_heads, side, projection_width, *, dtype, rngs):
+    def __init__(self, width, num_heads, side, projection_width, *, rngs):
         self.position_embedding = nnx.Param(small_normal(rngs, side**2 + 1, width))
-        self.attention = Attention(width, num_heads, out_width=projection_width, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, num_heads, out_width=projection_width, rngs=rngs)
 
     def __call__(self, grid, *, positions=True):
         """(b, h, w, d) to (b, p), float32; without `positions`, as TaI-DPT pools a test image."""
         tokens = self._tokens(grid, positions)
-        return self.attention(tokens[:, 0], 1, context=tokens).astype(jnp.float32)
+        return self.attention(tokens[:, 0], 1, context=tokens)
 
     def local(self, grid, *, positions):
         """(b, h, w, d) to (b, h w, p), float32: each place through the value and output projections."""
         tokens = self._tokens(grid, positions)[:, 1:]
-        return self.attention.out(self.attention.value(tokens)).astype(jnp.float32)
+        return self.attention.out(self.attention.value(tokens))
 
     def _tokens(self, grid, positions):
         size, grid = grid.shape[1:3], grid.astype(jnp.float32)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from mlclip_jax.backbones import convolution
 from mlclip_jax.backbones.convolution import ConvNorm, conv_norm_rows
-from mlclip_jax.backbones.transformer import linear
+from mlclip_jax.backbones.transformer import add, linear
 from mlclip_jax.backbones.weights import conv, identity, transposed
 
 STRIDE = 32  # pixels between two neighbours of the last grid
@@ -61,7 +61,7 @@ class ResNet(nnx.Module):
         for stage in self.stages:
             for block in stage:
                 grid = block(grid)
-        local = grid.reshape(len(grid), -1, grid.shape[-1]).astype(jnp.float32)
+        local = grid.reshape(len(grid), -1, grid.shape[-1])
         return local.mean(axis=1), local
 
 
@@ -77,11 +77,12 @@ class Block(nnx.Module):
         self.shortcut = None if same else ConvNorm(width_in, width, 1, stride=stride, **settings)
 
     def __call__(self, grid):
-        """(b, h, w, width_in) to (b, h / stride, w / stride, width)."""
+        """(b, h, w, width_in) to (b, h / stride, w / stride, width), float32."""
         change = nnx.relu(self.conv1(grid))
         change = nnx.relu(self.conv2(change))
         change = self.conv3(change)
-        return nnx.relu(change + (grid if self.shortcut is None else self.shortcut(grid)))
+        grid = grid if self.shortcut is None else self.shortcut(grid)
+        return nnx.relu(add(grid.astype(jnp.float32), change))
 
 
 class VGG16(nnx.Module):

@@ -192,12 +192,11 @@ def _timm(path, content, name):
 def _open_clip(path, content, name, *, local_positions):
     from transformers import CLIPConfig
 
-    model = _section(path, content, "model_cfg")
+    model = _section(path, content, "model_cfg", {"embed_dim": None})
     image = _section(path, model, "vision_cfg", OPEN_CLIP_IMAGE)
     text = _section(path, model, "text_cfg", OPEN_CLIP_TEXT)
-    _check_open_clip(path, model, ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu"))
-    _check_open_clip(path, image, OPEN_CLIP_IMAGE)
-    _check_open_clip(path, text, OPEN_CLIP_TEXT)
+    for section in (model, image, text):
+        _check_open_clip(path, section)
     # OpenAI's weights are made for QuickGELU; the first configs of timm/*.openai do not say so.
     quick = model.get("quick_gelu", any(part.endswith(".openai") for part in (name, *path.resolve().parts)))
     activation = "quick_gelu" if quick else "gelu"
@@ -224,9 +223,7 @@ def _open_clip(path, content, name, *, local_positions):
             "patch_size": image["patch_size"],
             "hidden_act": activation,
         }
-    config = _transformers_config(
-        CLIPConfig, path, towers | {"projection_dim": model.get("embed_dim")}, "CLIP"
-    )
+    config = _transformers_config(CLIPConfig, path, towers | {"projection_dim": model["embed_dim"]}, "CLIP")
     processor = open_clip_processor(path, content.get("preprocess_cfg") or {}, image["image_size"])
     tokenizer = Tokenizer(path.parent, text["context_length"], text["vocab_size"], padding=0)
     shared = {
@@ -288,14 +285,18 @@ OPEN_CLIP_TEXT = {
     "layers": 12,
     "mlp_ratio": 4.0,
 }
-# What may be said beside it without changing the model: what it is anyway, and what only training reads.
+OPEN_CLIP_NUMBERS = {"embed_dim", *OPEN_CLIP_IMAGE, *OPEN_CLIP_TEXT}
+# What may be said beside it: what the model is anyway; what is read elsewhere, or concerns training alone.
 OPEN_CLIP_SAME = {
     "pool_type": ("tok", "argmax"),
     "proj_type": ("linear",),
     "text_arch": ("clip",),
     "pos_embed_type": ("learnable",),
 }
-OPEN_CLIP_IGNORED = (
+OPEN_CLIP_UNREAD = (
+    "quick_gelu",
+    "vision_cfg",
+    "text_cfg",
     "patch_dropout",
     "init_logit_scale",
     "hf_tokenizer_name",
@@ -364,19 +365,15 @@ def _section(path, content, name, defaults=None):
     return (defaults or {}) | section
 
 
-def _check_open_clip(path, section, known):
+def _check_open_clip(path, section):
     """Refuses a section that describes another model: numbers that are none, keys that are not read."""
     for key, value in section.items():
-        if key in known:
+        if key in OPEN_CLIP_NUMBERS:
             numbers = value if key == "layers" and isinstance(value, list) else [value]
             positive = all(isinstance(number, int | float) and number > 0 for number in numbers)
-            if (
-                key in (*OPEN_CLIP_IMAGE, *OPEN_CLIP_TEXT)
-                and not positive
-                and (key, value) != ("patch_size", None)
-            ):
+            if not positive and (key, value) != ("patch_size", None):
                 raise InputError(f"{path}: {key} {value!r} is no positive number")
-        elif value not in (None, False, 0, *OPEN_CLIP_SAME.get(key, ())) and key not in OPEN_CLIP_IGNORED:
+        elif key not in OPEN_CLIP_UNREAD and value not in (None, False, 0, *OPEN_CLIP_SAME.get(key, ())):
             raise InputError(f"{path} asks for {key} {value!r}, which is not supported")
 
 
