@@ -44,6 +44,12 @@ OPEN_CLIP_RESNET = {
     },
     "text_cfg": TEXT_CFG,
 }
+RN50 = {
+    "embed_dim": 1024,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 224, "layers": [3, 4, 6, 3], "width": 64, "patch_size": None},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+}
 BLIP = {
     "model_type": "blip",
     "architectures": ["BlipForImageTextRetrieval"],

@@ -16,6 +16,9 @@ from mlclip_jax.backbones.transformer import ACTIVATIONS
 from mlclip_jax.backbones.weights import PICKLES, find_weights, read_json
 from mlclip_jax.errors import InputError
 
+# What, beside the weights and the config, decides an embedding.
+SETTINGS = ("tokenizer.json", "preprocessor_config.json", "processor_config.json")
+
 
 class Layout(NamedTuple):
     """A model and what belongs to it.
@@ -23,30 +26,31 @@ class Layout(NamedTuple):
     Attributes:
       title: the architecture in words.
       make_module: `make_module(dtype=, rngs=)` gives the `nnx.Module`; with `folded=` too where it `folds`.
-      folds: whether it has batch norms to be folded into its convolutions.
       key_table, ignored_keys: for `weights.load_parameters`.
+      image_processor: an `ImageProcessor`.
+      stride: pixels between two neighbours among the local features; divides the sides of an image.
+      embedding_width: of embeddings.
+      local_width: of local features, where it is another.
+      image_size: pixels on a side, of the images that the position embeddings were learnt on; None for any.
+      folds: whether it has batch norms to be folded into its convolutions.
+      tokenizer: a `Tokenizer`, or None where there is no text tower.
       weights: the safetensors files.
       settings: the other files that decide an embedding.
-      image_processor: an `ImageProcessor`.
-      image_size: pixels on a side, of the images that the position embeddings were learnt on; None for any.
-      stride: pixels between two neighbours among the local features; divides the sides of an image.
-      embedding_width, local_width: of embeddings, and of local features.
-      tokenizer: a `Tokenizer`, or None where there is no text tower.
     """
 
     title: str
     make_module: Callable
-    folds: bool
     key_table: list
     ignored_keys: list
-    weights: list
-    settings: list
     image_processor: ImageProcessor
-    image_size: int | None
     stride: int
     embedding_width: int
-    local_width: int
-    tokenizer: Tokenizer | None
+    local_width: int | None = None
+    image_size: int | None = None
+    folds: bool = False
+    tokenizer: Tokenizer | None = None
+    weights: tuple = ()
+    settings: tuple = ()
 
 
 def read_layout(checkpoint, *, local_positions=False):
@@ -66,7 +70,7 @@ def read_layout(checkpoint, *, local_positions=False):
     if config.get("model_type") in TRANSFORMERS_READERS:
         candidates.append(("model", TRANSFORMERS_READERS[config["model_type"]], path, config))
     if open_clip_path.is_file():
-        read = functools.partial(_open_clip, local_positions=local_positions)
+        read = functools.partial(_open_clip, name=checkpoint.name, local_positions=local_positions)
         candidates.append(("open_clip_model", read, open_clip_path, read_json(open_clip_path)))
     elif "architecture" in config:
         candidates.append(("model", _timm, path, config))
@@ -78,24 +82,18 @@ def read_layout(checkpoint, *, local_positions=False):
     for stem, read, config_path, content in candidates:
         weights = find_weights(checkpoint, stem)
         if weights:
-            settings = [
-                folder / name for name in (config_path.name, "tokenizer.json", "preprocessor_config.json")
-            ]
-            layout = read(config_path, content, checkpoint.name)
-            return layout._replace(weights=weights, settings=[p for p in settings if p.is_file()])
+            settings = [config_path, *(folder / name for name in SETTINGS if (folder / name).is_file())]
+            return read(config_path, content)._replace(weights=weights, settings=settings)
     raise InputError(_no_weights(folder, " or ".join(f"{stem}.safetensors" for stem, *_ in candidates)))
 
 
-def _clip(path, content, name):
+def _clip(path, content):
     from transformers import CLIPConfig
 
-    del name
     config = _transformers_config(CLIPConfig, path, content, "CLIP")
     image, text = config.vision_config, config.text_config
-    return _partial_layout(
-        title=_clip_title(
-            f"ViT {image.num_hidden_layers} x {image.hidden_size}, patches of {image.patch_size}", text
-        ),
+    return Layout(
+        title=_clip_title(_vit_title(image), text),
         make_module=functools.partial(clip.CLIP, config),
         key_table=clip.KEY_TABLE,
         ignored_keys=clip.IGNORED_KEYS,
@@ -107,20 +105,16 @@ def _clip(path, content, name):
     )
 
 
-def _blip(path, content, name):
+def _blip(path, content):
     from transformers import BlipConfig
 
-    del name
     wanted, held = "BlipForImageTextRetrieval", content.get("architectures") or []
     if held and wanted not in held:
         raise InputError(f"{path} describes {held[0]}; of BLIP, only {wanted} can be loaded")
     config = _transformers_config(BlipConfig, path, content, "BLIP")
     image, text = config.vision_config, config.text_config
-    return _partial_layout(
-        title=(
-            f"BLIP (ViT {image.num_hidden_layers} x {image.hidden_size}, patches of {image.patch_size}; "
-            f"BERT {text.num_hidden_layers} x {text.hidden_size})"
-        ),
+    return Layout(
+        title=f"BLIP ({_vit_title(image)}; BERT {text.num_hidden_layers} x {text.hidden_size})",
         make_module=functools.partial(blip.BLIP, config),
         key_table=blip.KEY_TABLE,
         ignored_keys=blip.IGNORED_KEYS,
@@ -134,10 +128,9 @@ def _blip(path, content, name):
     )
 
 
-def _resnet(path, content, name):
+def _resnet(path, content):
     from transformers import ResNetConfig
 
-    del name
     config = _transformers_config(ResNetConfig, path, content, "ResNet")
     for key, wanted in {
         "layer_type": "bottleneck",
@@ -152,6 +145,7 @@ def _resnet(path, content, name):
             )
     widths = (config.embedding_size, *config.hidden_sizes)
     return _imagenet_resnet(
+        path,
         config.depths,
         widths,
         key_table=imagenet.TRANSFORMERS_RESNET_KEY_TABLE,
@@ -160,8 +154,7 @@ def _resnet(path, content, name):
     )
 
 
-def _timm(path, content, name):
-    del name
+def _timm(path, content):
     architecture, settings = content["architecture"], content.get("pretrained_cfg")
     if architecture not in (*imagenet.RESNET_DEPTHS, "vgg16") or content.get("model_args"):
         raise InputError(
@@ -171,13 +164,14 @@ def _timm(path, content, name):
     image_processor = timm_processor(path, settings if isinstance(settings, dict) else content)
     if architecture != "vgg16":
         return _imagenet_resnet(
+            path,
             imagenet.RESNET_DEPTHS[architecture],
             imagenet.RESNET_WIDTHS,
             key_table=imagenet.RESNET_KEY_TABLE,
             ignored_keys=imagenet.RESNET_IGNORED_KEYS,
             image_processor=image_processor,
         )
-    return _partial_layout(
+    return Layout(
         title="VGG-16",
         make_module=imagenet.VGG16,
         key_table=imagenet.VGG16_KEY_TABLE,
@@ -189,7 +183,7 @@ def _timm(path, content, name):
     )
 
 
-def _open_clip(path, content, name, *, local_positions):
+def _open_clip(path, content, *, name, local_positions):
     from transformers import CLIPConfig
 
     model = _section(path, content, "model_cfg", {"embed_dim": None})
@@ -200,59 +194,58 @@ def _open_clip(path, content, name, *, local_positions):
     # OpenAI's weights are made for QuickGELU; the first configs of timm/*.openai do not say so.
     quick = model.get("quick_gelu", any(part.endswith(".openai") for part in (name, *path.resolve().parts)))
     activation = "quick_gelu" if quick else "gelu"
-    residual = isinstance(image["layers"], list)
-    towers = {
+    config = {
+        "projection_dim": model["embed_dim"],
         "text_config": {
             "hidden_size": text["width"],
-            "intermediate_size": _product(path, text["width"], text["mlp_ratio"]),
+            "intermediate_size": int(text["width"] * text["mlp_ratio"]),
             "num_hidden_layers": text["layers"],
             "num_attention_heads": text["heads"],
             "max_position_embeddings": text["context_length"],
             "vocab_size": text["vocab_size"],
             "hidden_act": activation,
+            "bos_token_id": None,
             "eos_token_id": 2,  # the end is where the largest id is
-        }
+        },
     }
-    if not residual:
-        towers["vision_config"] = {
-            "hidden_size": image["width"],
-            "intermediate_size": _product(path, image["width"], image["mlp_ratio"]),
+    side, width, patch = image["image_size"], image["width"], image["patch_size"]
+    is_vit = not isinstance(image["layers"], list)
+    if is_vit:
+        config["vision_config"] = {
+            "hidden_size": width,
+            "intermediate_size": int(width * image["mlp_ratio"]),
             "num_hidden_layers": image["layers"],
-            "num_attention_heads": _product(path, image["width"], 1 / image["head_width"]),
-            "image_size": image["image_size"],
-            "patch_size": image["patch_size"],
+            "num_attention_heads": _heads(path, width, image["head_width"]),
+            "image_size": side,
+            "patch_size": patch,
             "hidden_act": activation,
         }
-    config = _transformers_config(CLIPConfig, path, towers | {"projection_dim": model["embed_dim"]}, "CLIP")
-    processor = open_clip_processor(path, content.get("preprocess_cfg") or {}, image["image_size"])
-    tokenizer = Tokenizer(path.parent, text["context_length"], text["vocab_size"], padding=0)
+    config = _transformers_config(CLIPConfig, path, config, "CLIP")
     shared = {
-        "image_processor": processor,
-        "image_size": image["image_size"],
+        "image_processor": open_clip_processor(path, content.get("preprocess_cfg") or {}, side),
+        "image_size": side,
         "embedding_width": config.projection_dim,
-        "tokenizer": tokenizer,
+        "tokenizer": Tokenizer(path.parent, text["context_length"], text["vocab_size"], padding=0),
     }
-    if not residual:
-        return _partial_layout(
-            title=_clip_title(
-                f"ViT {image['layers']} x {image['width']}, patches of {image['patch_size']}",
-                config.text_config,
-            ),
+    if is_vit:
+        return Layout(
+            title=_clip_title(_vit_title(config.vision_config), config.text_config),
             make_module=functools.partial(clip.CLIP, config),
             key_table=clip.OPEN_CLIP_KEY_TABLE,
             ignored_keys=clip.OPEN_CLIP_IGNORED_KEYS,
-            stride=image["patch_size"],
+            stride=patch,
             **shared,
         )
-    depths, width = image["layers"], image["width"]
-    return _partial_layout(
+    depths = image["layers"]
+    _check_strides(path, [side])
+    return Layout(
         title=_clip_title(f"ResNet of {'+'.join(map(str, depths))} blocks, {width} wide", config.text_config),
         make_module=functools.partial(
             clip_resnet.CLIPResNet,
             depths,
             width,
-            _product(path, width * 32, 1 / image["head_width"]),
-            image["image_size"],
+            _heads(path, width * 32, image["head_width"]),
+            side,
             config.text_config,
             config.projection_dim,
             local_positions=local_positions,
@@ -306,21 +299,9 @@ OPEN_CLIP_UNREAD = (
 )
 
 
-def _partial_layout(**fields):
-    """A `Layout` but for its files, with what most of them share."""
-    defaults = {
-        "folds": False,
-        "weights": [],
-        "settings": [],
-        "image_size": None,
-        "tokenizer": None,
-        "local_width": fields["embedding_width"],
-    }
-    return Layout(**(defaults | fields))
-
-
-def _imagenet_resnet(depths, widths, **fields):
-    return _partial_layout(
+def _imagenet_resnet(path, depths, widths, **fields):
+    _check_strides(path, fields["image_processor"].output_size)
+    return Layout(
         title=f"ResNet-{3 * sum(depths) + 2}",
         make_module=functools.partial(imagenet.ResNet, tuple(depths), tuple(widths)),
         folds=True,
@@ -328,6 +309,16 @@ def _imagenet_resnet(depths, widths, **fields):
         embedding_width=widths[-1],
         **fields,
     )
+
+
+def _check_strides(path, sides):
+    """A ResNet halves an image five times."""
+    if any(side % imagenet.STRIDE for side in sides):
+        raise InputError(f"{path}: images of {sides} pixels are no multiple of {imagenet.STRIDE}")
+
+
+def _vit_title(config):
+    return f"ViT {config.num_hidden_layers} x {config.hidden_size}, patches of {config.patch_size}"
 
 
 def _clip_title(image, text):
@@ -377,11 +368,10 @@ def _check_open_clip(path, section):
             raise InputError(f"{path} asks for {key} {value!r}, which is not supported")
 
 
-def _product(path, value, factor):
-    product = round(value * factor)
-    if product < 1 or abs(product - value * factor) > 1e-6:
-        raise InputError(f"{path}: a width of {value} times {factor} is no whole number")
-    return product
+def _heads(path, width, head_width):
+    if width % head_width:
+        raise InputError(f"{path}: a width of {width} does not divide into heads of {head_width}")
+    return width // head_width
 
 
 def _no_weights(folder, wanted):

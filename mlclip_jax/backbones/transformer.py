@@ -89,13 +89,20 @@ class Attention(nnx.Module):
         return rows.reshape(-1, num_tokens, self.num_heads, rows.shape[-1] // self.num_heads)
 
 
-def attention_implementation(dtype, head_width, platform=None):
-    """What computes attention: "cudnn" (flash attention) on GPUs in 16 bits; elsewhere None, plain XLA."""
-    platform = platform or jax.default_backend()
+def attention_implementation(dtype, head_width, device=None):
+    """What computes attention on a device, by default the first: "cudnn", or None, which is plain XLA.
+
+    cuDNN's flash attention takes 16 bits, a head width that is a multiple of 8 and at most 128 (those of CLIP
+    and BLIP are), and an NVIDIA GPU since Ampere.
+    """
+    device = device or jax.devices()[0]
     sixteen_bits = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    # Heads wider than 128 need a Hopper GPU, and no CLIP or BLIP has them.
     fits = head_width % 8 == 0 and head_width <= 128
-    return "cudnn" if platform in ("gpu", "cuda") and sixteen_bits and fits else None
+    try:
+        recent = device.platform == "gpu" and float(device.compute_capability) >= 8
+    except (AttributeError, ValueError):  # AMD's have no such number
+        recent = False
+    return "cudnn" if recent and sixteen_bits and fits else None
 
 
 def linear(width_in, width_out, dtype, rngs, use_bias=True):

@@ -177,7 +177,7 @@ def load_parameters(paths, table, abstract, ignored=()):
                 )
             if target in filled:
                 raise InputError(f"{path}: {key} comes twice in these files, or under two names")
-            filled[target] = part.astype(expected[target].dtype)
+            filled[target] = part.astype(expected[target].dtype, copy=False)
     unfilled = sorted(expected.keys() - filled.keys())
     if unused or unfilled:
         raise InputError(

@@ -3,13 +3,14 @@
 import itertools
 import json
 import re
+from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from clip_cases import images
-from flax import nnx
 from tiny_models import CASES, ENTRIES, OTHER_SIZES, TEXTS, outputs_of, thinned, write_case, write_settings
 
 import mlclip_jax
@@ -19,7 +20,7 @@ from mlclip_jax.backbones.convolution import fold_norms
 from mlclip_jax.backbones.layouts import read_layout
 from mlclip_jax.backbones.transformer import attention_implementation
 from mlclip_jax.backbones.weights import find_checkpoint, load_parameters
-from mlclip_jax.modules import merge_module, split_module
+from mlclip_jax.modules import abstract_module, merge_module
 
 GOLDEN = ENTRIES.with_name("towers_golden.npz")
 SMALL = [case for case in CASES if not case.startswith("timm")]  # the others are as large as they really are
@@ -77,9 +78,7 @@ class Raw:
 
     def __init__(self, folder, case):
         layout = read_layout(find_checkpoint(folder))
-        graph, abstract = split_module(
-            nnx.eval_shape(lambda: layout.make_module(dtype=jnp.float32, rngs=nnx.Rngs(0)))
-        )
+        graph, abstract = abstract_module(partial(layout.make_module, dtype=jnp.float32))
         self.parameters = load_parameters(layout.weights, layout.key_table, abstract, layout.ignored_keys)
         self.layout = layout
         processor = layout.image_processor
@@ -151,10 +150,7 @@ def test_no_parameter_could_be_another(tmp_path, case):
 def test_folded_norms_are_the_norms(tmp_path, case):
     raw = Raw(write_case(tmp_path, case), case)
     folded = fold_norms(raw.parameters)
-    make_module = raw.layout.make_module
-    graph, abstract = split_module(
-        nnx.eval_shape(lambda: make_module(folded=True, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    )
+    graph, abstract = abstract_module(partial(raw.layout.make_module, folded=True, dtype=jnp.float32))
     assert jax.tree.map(np.shape, folded) == jax.tree.map(np.shape, abstract)
     assert not any("norm" in path for path in flattened(folded) if "text" not in path)
     processor = raw.layout.image_processor
@@ -200,16 +196,38 @@ def test_parameters_may_be_split_over_the_devices(tmp_path, case):
 
 
 def test_attention_is_cudnns_where_it_can_be():
-    assert attention_implementation(jnp.bfloat16, 64, "gpu") == "cudnn"
-    assert attention_implementation(jnp.float16, 80, "gpu") == "cudnn"
-    for dtype, width, platform in (
-        (jnp.float32, 64, "gpu"),
-        (jnp.bfloat16, 60, "gpu"),
-        (jnp.bfloat16, 256, "gpu"),
-        (jnp.bfloat16, 64, "cpu"),
-        (jnp.bfloat16, 64, "tpu"),
+    hopper = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    volta = SimpleNamespace(platform="gpu", compute_capability="7.0")
+    amd = SimpleNamespace(platform="gpu", compute_capability="gfx942")
+    tpu = SimpleNamespace(platform="tpu")
+    assert attention_implementation(jnp.bfloat16, 64, hopper) == "cudnn"
+    assert attention_implementation(jnp.float16, 80, hopper) == "cudnn"
+    for dtype, width, device in (
+        (jnp.float32, 64, hopper),
+        (jnp.bfloat16, 60, hopper),
+        (jnp.bfloat16, 256, hopper),
+        (jnp.bfloat16, 64, volta),
+        (jnp.bfloat16, 64, amd),
+        (jnp.bfloat16, 64, tpu),
+        (jnp.bfloat16, 64, None),  # the CPU that tests run on
     ):
-        assert attention_implementation(dtype, width, platform) is None
+        assert attention_implementation(dtype, width, device) is None
+
+
+@pytest.mark.parametrize("case", SMALL)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_tower_lowers_for_accelerators(tmp_path, case, dtype):
+    backbone = mlclip_jax.load_backbone(write_case(tmp_path, case), dtype=dtype)
+    pixels = backbone.pixels(images()[:2])
+    inputs = {"image": (pixels,)}
+    if backbone.context_length:
+        inputs["text"] = (backbone.token_ids(TEXTS[:2]),)
+    if case == "blip":
+        inputs["pair"] = (pixels, *inputs["text"])
+    for name, values in inputs.items():
+        function = jax.jit(getattr(backbone, name))
+        exported = jax.export.export(function, platforms=["cuda", "tpu"])(backbone.parameters, *values)
+        assert exported.platforms == ("cuda", "tpu")
 
 
 def test_texts_come_back_in_their_order_and_as_long_as_they_are(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from real_data import CLASS_TEXTS, PHOTOGRAPHS, VOCABULARY, needs_real_data
 from tiny_clip import VIT_B_32, read_merges, write_clip
+from tiny_models import RN50, case_weights, write_settings, write_weights
 
 from mlclip_jax import evaluate
 from mlclip_jax.cli import main
@@ -55,12 +56,23 @@ def test_labels_from_a_table_are_those_in_the_embeddings(run, capsys):
     assert figures[0] == figures[1] == figures[2]
 
 
-def test_every_photograph_passes_a_full_size_clip(tmp_path, capsys):
-    clip = write_clip(tmp_path / "clip", VIT_B_32, merges=read_merges(VOCABULARY))
+def write_vit_b_32(folder):
+    return write_clip(folder, VIT_B_32, merges=read_merges(VOCABULARY))
+
+
+def write_rn50(folder):
+    write_weights(folder, "open_clip", case_weights("rn50"))
+    write_settings(folder, "open_clip", RN50)
+    return folder
+
+
+@pytest.mark.parametrize(("write", "width"), [(write_vit_b_32, 512), (write_rn50, 1024)])
+def test_every_photograph_passes_a_full_size_clip(tmp_path, capsys, write, width):
+    clip = write(tmp_path / "clip")
     images = PHOTOGRAPHS / "images"
     output = tmp_path / "out.npz"
     assert main(["embed", f"--backbone={clip}", f"--images={images}", f"--output={output}"]) == 0
-    assert "179 embeddings of width 512" in capsys.readouterr().out
+    assert f"179 embeddings of width {width}" in capsys.readouterr().out
     stored = read_embeddings(output)
     with (PHOTOGRAPHS / "labels.csv").open() as file:
         assert set(stored.names) == {row["filename"] for row in csv.DictReader(file)}

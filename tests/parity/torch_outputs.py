@@ -13,7 +13,7 @@ import torch_models
 from clip_cases import images
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_models import CASES, ENTRIES, OTHER_SIZES, TEXTS, thinned, write_case
+from tiny_models import CASES, ENTRIES, OTHER_SIZES, RN50, TEXTS, thinned, write_case
 
 import mlclip_jax
 
@@ -141,7 +141,8 @@ def entries(layout, config):
 
 
 def main():
-    lines = ",\n".join(f"{json.dumps(case)}: {json.dumps(entries(*CASES[case]))}" for case in CASES)
+    cases = CASES | {"rn50": ("open_clip", RN50)}
+    lines = ",\n".join(f"{json.dumps(case)}: {json.dumps(entries(*cases[case]))}" for case in cases)
     ENTRIES.write_text(f"{{\n{lines}\n}}\n")
     stored = {}
     for case, (layout, config) in CASES.items():
