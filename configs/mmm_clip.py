@@ -1,7 +1,7 @@
 """MMM-CLIP's adapters, trained on images with labels.
 
     mlclip train --config=mmm_clip:fc --workdir=runs/fc \\
-        --config.backbone=openai/clip-vit-base-patch32 --config.texts.labels=labels.txt \\
+        --config.backbone=timm/vit_base_patch32_clip_224.openai --config.texts.labels=labels.txt \\
         --config.examples.embeddings=train.npz --config.examples.labels=train.csv \\
         --config.evaluation.embeddings=test.npz --config.evaluation.labels=test.csv
 
@@ -28,6 +28,7 @@ def get_config(variant="fc"):
     config.encoding.dtype = ""  # "float32" or "bfloat16"; by default float32 on CPUs, bfloat16 elsewhere
     config.encoding.image_size = ""  # "448", or "448x336" for height and width; by default its own
     config.encoding.resize = ""  # "crop" or "squash"; by default its own
+    config.encoding.positions = ""  # of a CLIP ResNet: "pooled" (default), "all" or "none"
     config.encoding.shard_parameters = False  # split over the devices, for large models
 
     config.texts = ConfigDict()

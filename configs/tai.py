@@ -7,7 +7,7 @@ Its table 2 (zero-shot, CLIP RN50, 224 pixels, texts by an LLM): mAP 89.0 on VOC
         --config.texts.class_embeddings=class_texts.npz --config.evaluation.embeddings=photographs.npz
 
     mlclip train --config=tai:templates --workdir=runs/tai \\
-        --config.backbone=openai/clip-vit-base-patch32 --config.texts.labels=labels.txt \\
+        --config.backbone=timm/vit_base_patch32_clip_224.openai --config.texts.labels=labels.txt \\
         --config.evaluation.images=photographs --config.evaluation.labels=photographs.csv
 
 Variants:
@@ -44,6 +44,7 @@ def get_config(variant="embeddings"):
         config.encoding.dtype = ""  # "float32" or "bfloat16"; by default float32 on CPUs, bfloat16 elsewhere
         config.encoding.image_size = ""  # "448", or "448x336" for height and width; by default its own
         config.encoding.resize = ""  # "crop" or "squash"; by default its own
+        config.encoding.positions = ""  # of a CLIP ResNet: "pooled" (default), "all" or "none"
         config.encoding.shard_parameters = False  # split over the devices, for large models
         config.texts.labels = placeholder(str)  # text file, a label per line
     else:

@@ -42,6 +42,7 @@ def image_origin(backbone):
         "image_size": list(backbone.image_size),
         "resize": backbone.resize,
         "dtype": backbone.dtype,
+        "positions": backbone.positions,
     }
 
 
@@ -101,15 +102,18 @@ def main(values):
 
 
 def define_flags(values, _):
-    flags.DEFINE_string("backbone", None, "folder or hub name of a CLIP or BLIP", flag_values=values)
+    flags.DEFINE_string("backbone", None, "folder or hub name of the encoder", flag_values=values)
     flags.DEFINE_string("revision", None, "commit, branch or tag on the hub", flag_values=values)
     flags.DEFINE_string(
-        "dtype", None, "float32 or bfloat16, of the products; default: float32 on CPUs", flag_values=values
+        "dtype", None, "float32 (default on CPUs) or bfloat16 (elsewhere)", flag_values=values
     )
     flags.DEFINE_string(
         "image_size", None, "448, or 448x336 for height and width; default: its own", flag_values=values
     )
     flags.DEFINE_string("resize", None, "crop or squash; default: its own", flag_values=values)
+    flags.DEFINE_string(
+        "positions", None, "of a CLIP ResNet: pooled (default), all or none", flag_values=values
+    )
     flags.DEFINE_boolean(
         "shard_parameters", False, "split the parameters over the devices", flag_values=values
     )

@@ -15,9 +15,8 @@ def make_mesh(devices=None):
     return jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh, array=None):
-    """The sharding of an array, any, that every device holds whole."""
-    del array
+def replicated(mesh):
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 

@@ -30,7 +30,8 @@ def refused(capsys, arguments, message):
     assert main([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert re.search(message, captured.err), captured.err
-    lines = captured.err.strip().splitlines()
+    # A backbone that was loaded on the way has said so.
+    lines = [line for line in captured.err.strip().splitlines() if ", SHA-256 " not in line]
     assert len(lines) == 1
     assert lines[0].startswith(f"mlclip {arguments[0]}: error: ")
 

@@ -8,7 +8,9 @@ from tiny_clip import write_clip
 
 import mlclip_jax
 from mlclip_jax.cli import main
+from mlclip_jax.configs import tai
 from mlclip_jax.data.sources import Embeddings, read_embeddings
+from mlclip_jax.evaluate import load_backbone_of
 from mlclip_jax.features import write_embeddings
 
 
@@ -31,7 +33,8 @@ def test_a_folder_of_images(clip, tmp_path, capsys):
     stored = read_embeddings(output)
     assert stored.names == ("a.png", "b.png", "sub/c.png")
     backbone = mlclip_jax.load_backbone(clip)
-    assert stored.origin == backbone.fingerprint | {"image_size": [24, 24]}
+    how = {"image_size": [24, 24], "resize": "crop", "dtype": "float32", "positions": None}
+    assert stored.origin == backbone.fingerprint | how
     expected = backbone.encode_images([images()[1], images()[0], images()[2]])
     np.testing.assert_allclose(stored.vectors, expected, rtol=0, atol=1e-6)
 
@@ -86,3 +89,37 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_embeddings(tmp_path / "x.npz", embeddings)
     assert (tmp_path / "x.npz").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_how_the_backbone_encodes_is_chosen_and_recorded(clip, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(images()):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+    command = ["embed", f"--backbone={clip}", f"--images={tmp_path / 'images'}"]
+    settings = ["--image_size=32x48", "--resize=squash", "--dtype=bfloat16", "--shard_parameters"]
+    assert main([*command, *settings, f"--output={tmp_path / 'out.npz'}"]) == 0
+    assert "bfloat16, images of 32 x 48" in capsys.readouterr().err
+    stored = read_embeddings(tmp_path / "out.npz")
+    assert stored.origin["image_size"] == [32, 48]
+    assert (stored.origin["resize"], stored.origin["dtype"]) == ("squash", "bfloat16")
+    backbone = mlclip_jax.load_backbone(clip, image_size=(32, 48), resize="squash")
+    expected = backbone.encode_images(images())
+    assert 0 < np.abs(stored.vectors - expected).max() < 3e-2 * np.abs(expected).max()
+    assert np.abs(stored.vectors - mlclip_jax.load_backbone(clip).encode_images(images())).max() > 0.1
+    for size in ("big", "32x", "1x2x3", "-32"):
+        assert main([*command, f"--image_size={size}", f"--output={tmp_path / 'out.npz'}"]) == 2
+        assert "is no size: write 448, or 448x336 for height and width" in capsys.readouterr().err
+
+
+def test_a_recipe_chooses_how_its_backbone_encodes(clip):
+    config = tai.get_config("templates")
+    config.backbone = str(clip)
+    assert load_backbone_of(config).image_size == (24, 24)
+    config.encoding.image_size = "32"
+    config.encoding.dtype = "bfloat16"
+    config.encoding.resize = "squash"
+    config.encoding.shard_parameters = True
+    backbone = load_backbone_of(config)
+    assert (backbone.image_size, backbone.dtype, backbone.resize) == ((32, 32), "bfloat16", "squash")
+    kernel = backbone.parameters["image"]["layers"]["0"]["fc1"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4

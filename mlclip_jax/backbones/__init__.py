@@ -2,6 +2,7 @@
 
 import functools
 import os
+import reprlib
 import sys
 import warnings
 from collections import deque
@@ -11,7 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+from mlclip_jax.backbones.clip_resnet import POSITIONS
 from mlclip_jax.backbones.convolution import fold_norms
 from mlclip_jax.backbones.layouts import read_layout
 from mlclip_jax.backbones.processing import RESIZES
@@ -25,7 +28,9 @@ from mlclip_jax.progress import progress_bar
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 DTYPES = ("float32", "bfloat16")
-ENCODING = ("dtype", "image_size", "resize", "shard_parameters")  # settings of `load_backbone`
+ENCODING = ("dtype", "image_size", "resize", "positions", "shard_parameters")  # settings of `load_backbone`
+# What is said of a backbone that lacks a way in.
+MISSING = {"text": "has no text tower", "pair": "does not look at an image and a text together; BLIP does"}
 SHORTEST_TEXT = 16  # tokens; shorter ones are padded to this, so that few lengths are compiled
 
 
@@ -37,7 +42,7 @@ def load_backbone(
     image_size=None,
     resize=None,
     shard_parameters=False,
-    local_positions=False,
+    positions="pooled",
 ):
     """Loads a frozen encoder, and prints what it is.
 
@@ -47,9 +52,9 @@ def load_backbone(
     Args:
       name_or_folder: a folder with safetensors weights, their config, `tokenizer.json` and, in transformers'
         layout, `preprocessor_config.json`; or the hub name of such a repository
-        ("openai/clip-vit-base-patch32", "timm/resnet50_clip.openai", "Salesforce/blip-itm-base-coco",
-        "timm/resnet101.tv_in1k"); or "scenes-clip", which comes with the package and knows the objects of
-        `data/scenes.py` alone.
+        ("timm/vit_base_patch32_clip_224.openai", "timm/resnet50_clip.openai",
+        "Salesforce/blip-itm-base-coco", "timm/resnet101.tv_in1k"); or "scenes-clip", which comes with the
+        package and knows the objects of `data/scenes.py` alone.
       revision: a commit, branch or tag of the hub repository.
       dtype: "float32" or "bfloat16", of the products; by default float32 on CPUs, bfloat16 on accelerators.
         Layer norms, softmax, residual sums and the embeddings that come back are float32 either way.
@@ -58,8 +63,8 @@ def load_backbone(
       resize: "crop" (keep the aspect, cut what protrudes) or "squash", if not the checkpoint's own.
       shard_parameters: whether each parameter is split over the devices instead of copied to all: for a model
         larger than one device's memory. It is gathered as it is used.
-      local_positions: whether local features of a CLIP ResNet get position embeddings, as in DualCoOp, or
-        not, as in TaI-DPT.
+      positions: which features of a CLIP ResNet get position embeddings: "pooled" (CLIP's own), "all"
+        (DualCoOp) or "none" (TaI-DPT, at test time).
 
     Returns:
       A `Backbone`.
@@ -68,7 +73,7 @@ def load_backbone(
       InputError: something is missing, damaged, or does not fit.
 
     Example:
-      >>> backbone = mlclip_jax.load_backbone("openai/clip-vit-base-patch32")
+      >>> backbone = mlclip_jax.load_backbone("timm/vit_base_patch32_clip_224.openai")
       >>> backbone.encode_images(["cat.jpg"]).shape, backbone.encode_texts(["a cat"]).shape
       ((1, 512), (1, 512))
     """
@@ -76,8 +81,10 @@ def load_backbone(
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if positions not in POSITIONS:
+        raise InputError(f"positions {positions!r} is not one of {', '.join(POSITIONS)}")
     checkpoint = find_checkpoint(name_or_folder, revision)
-    layout = read_layout(checkpoint, local_positions=local_positions)
+    layout = read_layout(checkpoint, positions=positions)
     image_processor = _image_processor(checkpoint.folder, layout, image_size, resize)
     # Read in float32 whatever comes after, so that what is folded is rounded once, at the end.
     graph, abstract = abstract_module(functools.partial(layout.make_module, dtype=jnp.float32))
@@ -129,30 +136,35 @@ class Backbone:
       title: the architecture in words.
       embedding_width: D, of the joint space.
       local_width: D', of local features; D but for VGG-16.
+      pair_width: of what BLIP makes of a pair; None of others.
       image_size: (height, width) of the pixels that its image tower sees.
       resize: "crop" or "squash", how images come to that size.
       grid_size: (rows, columns) of an image's local features.
       context_length: the most tokens of a text, start and end included; None where there is no text tower.
       dtype: of the products, "float32" or "bfloat16".
+      positions: which features of an image get position embeddings, where that can be chosen; else None.
       fingerprint: dict of `name`, `revision` and `sha256`, which identifies the weights.
       parameters: nested dict of the weights, on the devices.
     """
 
     def __init__(self, graph, parameters, layout, *, dtype, fingerprint, shard_parameters=False):
-        self._mesh = make_mesh()
+        self._mesh = make_mesh(jax.local_devices())
         self._image_processor = layout.image_processor
         self._tokenizer = layout.tokenizer
         self.title = layout.title
         self.embedding_width = layout.embedding_width
         self.local_width = layout.local_width or layout.embedding_width
+        self.pair_width = layout.pair_width
         self.image_size = layout.image_processor.output_size
         self.resize = "squash" if layout.image_processor.crop is None else "crop"
         self.grid_size = tuple(side // layout.stride for side in self.image_size)
         self.context_length = layout.tokenizer and layout.tokenizer.context_length
-        self.dtype = dtype
+        self.dtype, self.positions = dtype, layout.positions
         self.fingerprint = fingerprint
-        place = functools.partial(split_widest if shard_parameters else replicated, self._mesh)
-        self.parameters = jax.device_put(parameters, jax.tree.map(place, parameters))
+        places = replicated(self._mesh)
+        if shard_parameters:
+            places = jax.tree.map(functools.partial(split_widest, self._mesh), parameters)
+        self.parameters = jax.device_put(parameters, places)
         self._graph = graph
         self._compiled = {}
 
@@ -253,7 +265,7 @@ class Backbone:
           batch_size: how many pairs are encoded at once, over all devices.
 
         Returns:
-          Multimodal features, float32 (N, width of the text tower), and the matching head's logits, float32
+          Multimodal features, float32 (N, `pair_width`), and the matching head's logits, float32
           (N, 2), of "no match" and "match".
 
         Raises:
@@ -262,19 +274,20 @@ class Backbone:
         images, texts = _list(images, "images"), _list(texts, "texts")
         if len(images) != len(texts):
             raise InputError(f"pairs need as many texts as images; got {len(texts)} and {len(images)}")
+        if self.pair_width is None:
+            raise InputError(f"{self.fingerprint['name']} ({self.title}) {MISSING['pair']}")
         ids, lengths = self._tokenise(texts)
-        length = self._padded_length(lengths.max(initial=0))
-        batches = self._run(
-            "pair",
-            len(images),
-            lambda rows: (self.pixels(images[rows]), ids[rows, :length]),
-            True,
-            batch_size,
-        )
-        features, logits = zip(*(outputs for _, outputs in batches))
-        features = np.concatenate(features)
+        length = self._padded_length(lengths.max(initial=1))
+
+        def prepare(rows):
+            return self.pixels(images[rows]), ids[rows, :length]
+
+        features = np.zeros((len(images), self.pair_width), np.float32)
+        logits = np.zeros((len(images), 2), np.float32)
+        for rows, outputs in self._run("pair", len(images), prepare, True, batch_size):
+            features[rows], logits[rows] = outputs
         self._check_finite(features, list(zip(images, texts)), "pairs")
-        return features, np.concatenate(logits)
+        return features, logits
 
     def _call(self, name, parameters, *inputs):
         module = merge_module(self._graph, parameters)
@@ -284,34 +297,43 @@ class Backbone:
         with jax.default_matmul_precision("highest"):
             return getattr(module, name)(*inputs)
 
-    def _compile(self, name, everything):
-        if (name, everything) not in self._compiled:
+    def _compile(self, name, local):
+        if (name, local) not in self._compiled:
 
             def encode(parameters, *inputs):
                 outputs = getattr(self, name)(parameters, *inputs)
-                return outputs if everything else outputs[:1]
+                return outputs if local else outputs[:1]
 
-            self._compiled[name, everything] = jax.jit(encode, out_shardings=split_rows(self._mesh))
-        return self._compiled[name, everything]
+            self._compiled[name, local] = jax.jit(encode, out_shardings=split_rows(self._mesh))
+        return self._compiled[name, local]
 
-    def _run(self, name, number, prepare, everything, batch_size):
+    def _run(self, name, number, prepare, local, batch_size):
         """Encodes in batches, and yields the rows of each and its outputs on the host.
 
         Args:
           name: "image", "text" or "pair".
           number: of inputs.
           prepare: makes the host arrays of a slice of rows.
-          everything: whether to compute all outputs, or the embeddings alone.
+          local: whether to compute all outputs, or the first alone, the embeddings.
           batch_size: over all devices.
         """
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size} cannot be: at least 1 is encoded at once")
         if not number:
             return
-        encode, unit = self._compile(name, everything), f"{name}s"
+        encode, unit = self._compile(name, local), f"{name}s"
         # A power of two, so that short lists neither wait for a full batch nor compile for every length.
         batch_size = min(batch_size, 1 << (number - 1).bit_length())
         batch_size += -batch_size % self._mesh.size
         running = deque()
         with progress_bar(number, f"encoding {unit}", unit) as bar:
+
+            def finish():
+                rows, outputs = running.popleft()
+                outputs = [np.asarray(output)[: rows.stop - rows.start] for output in outputs]
+                bar.update(rows.stop - rows.start)
+                return rows, outputs
+
             for start in range(0, number, batch_size):
                 rows = slice(start, min(start + batch_size, number))
                 inputs = [
@@ -320,12 +342,10 @@ class Backbone:
                 ]
                 inputs = jax.device_put(inputs, split_rows(self._mesh))
                 running.append((rows, encode(self.parameters, *inputs)))
-                # One batch computes while the next is prepared; more would only fill memory.
-                while len(running) > 1 or (running and rows.stop == number):
-                    done, outputs = running.popleft()
-                    count = done.stop - done.start
-                    yield done, [np.asarray(output)[:count] for output in outputs]
-                    bar.update(count)
+                if len(running) > 1:  # one computes while the next is prepared; more would only fill memory
+                    yield finish()
+            while running:
+                yield finish()
 
     def _empty(self, number, width, local):
         arrays = [np.zeros((number, self.embedding_width), np.float32)]
@@ -339,7 +359,10 @@ class Backbone:
         for text in texts:
             if not isinstance(text, str):
                 raise InputError(f"a text must be a string; got {text!r:.60}")
-        ids, lengths, truncated = self._tokenizer(texts)
+        try:
+            ids, lengths, truncated = self._tokenizer(texts)
+        except TypeError as error:  # half a surrogate pair, which is no character
+            raise InputError(f"a text cannot be encoded as UTF-8: {error}") from error
         if truncated:
             warnings.warn(
                 f"{truncated} of {len(texts)} texts were cut to {self.context_length} tokens", stacklevel=3
@@ -354,12 +377,8 @@ class Backbone:
         if len(bad):
             raise InputError(
                 f"{self.fingerprint['name']} gives NaN or infinity for {len(bad)} of {len(inputs)} {unit}, "
-                f"the first {inputs[bad[0]]!s:.80}; its weights or that input are damaged"
+                f"the first {reprlib.repr(inputs[bad[0]])}; its weights or that input are damaged"
             )
-
-
-# What is said of a backbone that lacks a way in.
-MISSING = {"text": "has no text tower", "pair": "does not look at an image and a text together; BLIP does"}
 
 
 def read_encoding(settings):
@@ -379,13 +398,14 @@ def read_encoding(settings):
             raise InputError(
                 f"image_size {chosen['image_size']!r} is no size: write 448, or 448x336 for height and width"
             )
-        chosen["image_size"] = tuple(int(side) for side in sides) * (3 - len(sides))
+        height, width = sides * 2 if len(sides) == 1 else sides
+        chosen["image_size"] = int(height), int(width)
     return chosen
 
 
 def _list(inputs, unit):
-    if isinstance(inputs, str):
-        raise InputError(f"give a list of {unit}, not the string {inputs!r:.60}")
+    if isinstance(inputs, str | os.PathLike | Image.Image):
+        raise InputError(f"give a list of {unit}, not {reprlib.repr(inputs)} alone")
     return list(inputs)
 
 
@@ -395,16 +415,14 @@ def _image_processor(folder, layout, image_size, resize):
     own = processor.output_size
     if resize not in (None, *RESIZES):
         raise InputError(f"resize {resize!r} is not one of {', '.join(RESIZES)}")
-    if image_size is None and resize is None:
+    if image_size is None:
         if layout.image_size is not None and own != (layout.image_size,) * 2:
             raise InputError(
                 f"{folder}: the image processor makes images of {own} pixels, and the config asks for "
                 f"{(layout.image_size,) * 2}; --image_size chooses"
             )
-        return processor
-    size = (
-        own if image_size is None else (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-    )
+        return processor if resize is None else processor.at_size(own, resize)
+    size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or not all(isinstance(n, int) and n > 0 and n % layout.stride == 0 for n in size):
         raise InputError(
             f"image_size {image_size} does not fit: each side must be a positive multiple of {layout.stride}"

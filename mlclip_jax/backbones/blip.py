@@ -10,18 +10,24 @@ Shape letters: b batch, t text tokens, s image tokens, d width of a tower, p wid
 import jax.numpy as jnp
 from flax import nnx
 
-from mlclip_jax.backbones.clip import linear_rows, norm_rows
 from mlclip_jax.backbones.transformer import (
     ACTIVATIONS,
     Attention,
     Layer,
+    Patches,
     add,
     layer_norm,
     linear,
-    resize_positions,
     small_normal,
 )
-from mlclip_jax.backbones.weights import conv, identity, split_three, split_three_transposed
+from mlclip_jax.backbones.weights import (
+    conv,
+    identity,
+    linear_rows,
+    norm_rows,
+    split_three,
+    split_three_transposed,
+)
 
 
 class BLIP(nnx.Module):
@@ -80,20 +86,8 @@ class ImageTower(nnx.Module):
     """A pre-norm vision transformer, normalised at its end."""
 
     def __init__(self, config, *, dtype=jnp.float32, rngs):
-        width, patch = config.hidden_size, config.patch_size
-        self.patch_embedding = nnx.Conv(
-            3,
-            width,
-            kernel_size=(patch, patch),
-            strides=(patch, patch),
-            padding="VALID",
-            dtype=dtype,
-            param_dtype=dtype,
-            rngs=rngs,
-        )
-        self.class_embedding = nnx.Param(small_normal(rngs, width))
-        side = config.image_size // patch
-        self.position_embedding = nnx.Param(small_normal(rngs, side**2 + 1, width))
+        positions = small_normal(rngs, (config.image_size // config.patch_size) ** 2 + 1, config.hidden_size)
+        self.patches = Patches(config, positions, use_bias=True, dtype=dtype, rngs=rngs)
         self.layers = nnx.List(
             [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
         )
@@ -101,11 +95,7 @@ class ImageTower(nnx.Module):
 
     def __call__(self, pixels):
         """Normalised pixels to (b, s, d), float32: the class token, then the patches in row order."""
-        patches = self.patch_embedding(pixels).astype(jnp.float32)
-        positions = resize_positions(self.position_embedding[...], patches.shape[1:3])
-        patches = patches.reshape(len(pixels), -1, patches.shape[-1])
-        class_token = jnp.broadcast_to(self.class_embedding[...], (len(pixels), 1, patches.shape[-1]))
-        tokens = jnp.concatenate([class_token, patches], axis=1) + positions[None]
+        tokens = self.patches(pixels)
         for layer in self.layers:
             tokens = layer(tokens)
         return self.post_norm(tokens)
@@ -166,7 +156,7 @@ _IMAGE, _TEXT = r"vision_model\.encoder\.layers\.(\d+)", r"text_encoder\.encoder
 _IMAGE_LAYER, _TEXT_LAYER = r"image_tower/layers/\1", r"text_tower/layers/\1"
 
 
-def _image_attention_rows(kind, transform):
+def _image_attention_row(kind, transform):
     paths = [
         f"{_IMAGE_LAYER}/attention/{name}/{'kernel' if kind == 'weight' else 'bias'}"
         for name in ("query", "key", "value")
@@ -195,12 +185,12 @@ def first_of_first(array):
 
 # Keys of transformers' model.safetensors.
 KEY_TABLE = [
-    (r"vision_model\.embeddings\.class_embedding", "image_tower/class_embedding", first_of_first),
-    (r"vision_model\.embeddings\.position_embedding", "image_tower/position_embedding", first),
-    (r"vision_model\.embeddings\.patch_embedding\.weight", "image_tower/patch_embedding/kernel", conv),
-    (r"vision_model\.embeddings\.patch_embedding\.bias", "image_tower/patch_embedding/bias", identity),
-    _image_attention_rows("weight", split_three_transposed),
-    _image_attention_rows("bias", split_three),
+    (r"vision_model\.embeddings\.class_embedding", "image_tower/patches/class_embedding", first_of_first),
+    (r"vision_model\.embeddings\.position_embedding", "image_tower/patches/position_embedding", first),
+    (r"vision_model\.embeddings\.patch_embedding\.weight", "image_tower/patches/embedding/kernel", conv),
+    (r"vision_model\.embeddings\.patch_embedding\.bias", "image_tower/patches/embedding/bias", identity),
+    _image_attention_row("weight", split_three_transposed),
+    _image_attention_row("bias", split_three),
     *linear_rows(rf"{_IMAGE}\.self_attn\.projection", f"{_IMAGE_LAYER}/attention/out"),
     *linear_rows(rf"{_IMAGE}\.mlp\.fc1", f"{_IMAGE_LAYER}/fc1"),
     *linear_rows(rf"{_IMAGE}\.mlp\.fc2", f"{_IMAGE_LAYER}/fc2"),
@@ -219,5 +209,5 @@ KEY_TABLE = [
     *linear_rows("text_proj", "text_projection"),
     *linear_rows("itm_head", "matching_head"),
 ]
-# The range 0, 1, 2, ... that older files store, and what only the training's queues needed.
+# The range 0, 1, 2, ... that older files store.
 IGNORED_KEYS = [r"text_encoder\.embeddings\.position_ids"]

@@ -9,8 +9,16 @@ patches.
 import jax.numpy as jnp
 from flax import nnx
 
-from mlclip_jax.backbones.transformer import Layer, layer_norm, linear, resize_positions, small_normal
-from mlclip_jax.backbones.weights import conv, identity, split_three, split_three_transposed, transposed
+from mlclip_jax.backbones.transformer import Layer, Patches, layer_norm, linear, small_normal
+from mlclip_jax.backbones.weights import (
+    conv,
+    identity,
+    linear_rows,
+    norm_rows,
+    split_three,
+    split_three_transposed,
+    transposed,
+)
 
 
 class CLIP(nnx.Module):
@@ -31,20 +39,9 @@ class ImageTower(nnx.Module):
     """A pre-norm vision transformer; its class token, normalised and projected, is the embedding."""
 
     def __init__(self, config, projection_width, *, dtype=jnp.float32, rngs):
-        width, patch = config.hidden_size, config.patch_size
-        self.patch_embedding = nnx.Conv(
-            config.num_channels,
-            width,
-            kernel_size=(patch, patch),
-            strides=(patch, patch),
-            padding="VALID",
-            use_bias=False,
-            dtype=dtype,
-            param_dtype=dtype,
-            rngs=rngs,
-        )
-        self.class_embedding = nnx.Param(small_normal(rngs, width))
-        self.position_embedding = nnx.Param(_sinusoids(config.image_size // patch, width))
+        width = config.hidden_size
+        positions = _sinusoids(config.image_size // config.patch_size, width)
+        self.patches = Patches(config, positions, use_bias=False, dtype=dtype, rngs=rngs)
         self.pre_norm = layer_norm(config, rngs)
         self.layers = nnx.List(
             [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
@@ -72,12 +69,7 @@ class ImageTower(nnx.Module):
         return self.post_norm(self._tokens(pixels)[:, 0])
 
     def _tokens(self, pixels):
-        patches = self.patch_embedding(pixels).astype(jnp.float32)
-        positions = resize_positions(self.position_embedding[...], patches.shape[1:3])
-        patches = patches.reshape(len(pixels), -1, patches.shape[-1])
-        class_token = jnp.broadcast_to(self.class_embedding[...], (len(pixels), 1, patches.shape[-1]))
-        tokens = jnp.concatenate([class_token, patches], axis=1) + positions[None]
-        tokens = self.pre_norm(tokens)
+        tokens = self.pre_norm(self.patches(pixels))
         for layer in self.layers:
             tokens = layer(tokens)
         return tokens
@@ -137,23 +129,10 @@ def _sinusoids(side, width):
     return jnp.pad(patches / 2, [(1, 0), (0, 0)])
 
 
-def norm_rows(key, target):
-    """Key-table rows of a layer norm; keys are patterns."""
-    return [(rf"{key}\.weight", f"{target}/scale", identity), (rf"{key}\.bias", f"{target}/bias", identity)]
-
-
-def linear_rows(key, target):
-    """Key-table rows of a linear layer with a bias."""
-    return [
-        (rf"{key}\.weight", f"{target}/kernel", transposed),
-        (rf"{key}\.bias", f"{target}/bias", identity),
-    ]
-
-
 def _tower_rows(file, ours):
     """Rows shared by the towers; `file` is the tower's name in the file, `ours` in our tree."""
     layer, target = rf"{file}\.encoder\.layers\.(\d+)", rf"{ours}/layers/\1"
-    rows = [(rf"{file}\.embeddings\.position_embedding\.weight", f"{ours}/position_embedding", identity)]
+    rows = []
     for theirs, name in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out")):
         rows += linear_rows(rf"{layer}\.self_attn\.{theirs}_proj", f"{target}/attention/{name}")
     for name in ("fc1", "fc2"):
@@ -167,8 +146,10 @@ def _tower_rows(file, ours):
 KEY_TABLE = [
     *_tower_rows("vision_model", "image"),
     *_tower_rows("text_model", "text"),
-    (r"vision_model\.embeddings\.class_embedding", "image/class_embedding", identity),
-    (r"vision_model\.embeddings\.patch_embedding\.weight", "image/patch_embedding/kernel", conv),
+    (r"vision_model\.embeddings\.position_embedding\.weight", "image/patches/position_embedding", identity),
+    (r"text_model\.embeddings\.position_embedding\.weight", "text/position_embedding", identity),
+    (r"vision_model\.embeddings\.class_embedding", "image/patches/class_embedding", identity),
+    (r"vision_model\.embeddings\.patch_embedding\.weight", "image/patches/embedding/kernel", conv),
     *norm_rows(r"vision_model\.pre_layrnorm", "image/pre_norm"),
     *norm_rows(r"vision_model\.post_layernorm", "image/post_norm"),
     (r"visual_projection\.weight", "image/projection/kernel", transposed),
@@ -209,9 +190,9 @@ OPEN_CLIP_TEXT_KEYS = [
 OPEN_CLIP_KEY_TABLE = [
     *OPEN_CLIP_TEXT_KEYS,
     *_block_rows(r"visual\.transformer", "image"),
-    (r"visual\.class_embedding", "image/class_embedding", identity),
-    (r"visual\.positional_embedding", "image/position_embedding", identity),
-    (r"visual\.conv1\.weight", "image/patch_embedding/kernel", conv),
+    (r"visual\.class_embedding", "image/patches/class_embedding", identity),
+    (r"visual\.positional_embedding", "image/patches/position_embedding", identity),
+    (r"visual\.conv1\.weight", "image/patches/embedding/kernel", conv),
     *norm_rows(r"visual\.ln_pre", "image/pre_norm"),
     *norm_rows(r"visual\.ln_post", "image/post_norm"),
     (r"visual\.proj", "image/projection/kernel", identity),

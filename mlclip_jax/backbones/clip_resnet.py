@@ -1,8 +1,8 @@
 """CLIP with a modified ResNet for an image tower: RN50, RN101, RN50x4, RN50x16, RN50x64.
 
-It differs from torchvision's in its stem of three convolutions, in striding by an average pool before a
-convolution, and in pooling by attention (Radford et al. 2021, arXiv 2103.00020). The hub holds these in
-open_clip's layout: timm/resnet50_clip.openai.
+Unlike torchvision's, it has a stem of three convolutions, averages instead of striding, and pools by
+attention (Radford et al. 2021, arXiv 2103.00020). The hub holds these as open_clip keeps them:
+timm/resnet50_clip.openai.
 
 Shape letters: b batch, h and w rows and columns of the last grid, d its width, p width of the joint space.
 """
@@ -11,12 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlclip_jax.backbones import convolution
-from mlclip_jax.backbones.clip import OPEN_CLIP_IGNORED_KEYS, OPEN_CLIP_TEXT_KEYS, TextTower, linear_rows
+from mlclip_jax.backbones.clip import OPEN_CLIP_IGNORED_KEYS, OPEN_CLIP_TEXT_KEYS, TextTower
 from mlclip_jax.backbones.convolution import ConvNorm, conv_norm_rows
 from mlclip_jax.backbones.transformer import Attention, add, resize_positions, small_normal
-from mlclip_jax.backbones.weights import identity
+from mlclip_jax.backbones.weights import identity, linear_rows
 
 EXPANSION = 4  # of a block's inner width
+# Which features of an image get position embeddings: the pooled one alone, as in CLIP; all, as in DualCoOp;
+# none, as in TaI-DPT.
+POSITIONS = ("pooled", "all", "none")
 STRIDE = 32  # pixels between two neighbours of the last grid
 
 
@@ -28,7 +31,7 @@ class CLIPResNet(nnx.Module):
       image_size: pixels on a side, which the position embeddings were learnt on.
       text_config: a `transformers.CLIPTextConfig`.
       projection_width: p.
-      local_positions: see `ImageTower`.
+      positions: see `ImageTower`.
       folded: whether batch norms are in the convolutions, see `convolution.fold_norms`.
       dtype: of the products.
     """
@@ -42,7 +45,7 @@ class CLIPResNet(nnx.Module):
         text_config,
         projection_width,
         *,
-        local_positions=False,
+        positions="pooled",
         folded=False,
         dtype=jnp.float32,
         rngs,
@@ -53,7 +56,7 @@ class CLIPResNet(nnx.Module):
             num_heads,
             image_size,
             projection_width,
-            local_positions=local_positions,
+            positions=positions,
             folded=folded,
             dtype=dtype,
             rngs=rngs,
@@ -71,7 +74,7 @@ class ImageTower(nnx.Module):
       num_heads: of the attention pooling.
       image_size: pixels on a side, which the position embeddings were learnt on.
       projection_width: p.
-      local_positions: whether local features get position embeddings, as in DualCoOp, or not, as in TaI-DPT.
+      positions: which features get position embeddings, one of `POSITIONS`.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class ImageTower(nnx.Module):
         image_size,
         projection_width,
         *,
-        local_positions=False,
+        positions="pooled",
         folded=False,
         dtype=jnp.float32,
         rngs,
@@ -100,7 +103,7 @@ class ImageTower(nnx.Module):
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
         self.pool = AttentionPool(width_in, num_heads, image_size // STRIDE, projection_width, rngs=rngs)
-        self.local_positions = local_positions
+        self.positions = positions
 
     def __call__(self, pixels):
         """Embeddings and local features.
@@ -112,7 +115,10 @@ class ImageTower(nnx.Module):
           Un-normalised (b, p) and (b, h w, p), float32.
         """
         grid = self.grid(pixels)
-        return self.pool(grid), self.pool.local(grid, positions=self.local_positions)
+        return (
+            self.pool(grid, positions=self.positions != "none"),
+            self.pool.local(grid, positions=self.positions == "all"),
+        )
 
     def grid(self, pixels):
         """The last grid, before it is pooled: (b, h, w, d)."""
@@ -155,8 +161,8 @@ class AttentionPool(nnx.Module):
         self.position_embedding = nnx.Param(small_normal(rngs, side**2 + 1, width))
         self.attention = Attention(width, num_heads, out_width=projection_width, rngs=rngs)
 
-    def __call__(self, grid, *, positions=True):
-        """(b, h, w, d) to (b, p), float32; without `positions`, as TaI-DPT pools a test image."""
+    def __call__(self, grid, *, positions):
+        """(b, h, w, d) to (b, p), float32."""
         tokens = self._tokens(grid, positions)
         return self.attention(tokens[:, 0], 1, context=tokens)
 

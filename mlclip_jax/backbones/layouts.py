@@ -1,6 +1,7 @@
 """What a checkpoint's folder holds: one of the layouts in which the hub keeps models, read into one form."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ class Layout(NamedTuple):
       image_size: pixels on a side, of the images that the position embeddings were learnt on; None for any.
       folds: whether it has batch norms to be folded into its convolutions.
       tokenizer: a `Tokenizer`, or None where there is no text tower.
+      pair_width: of what is made of an image and a text together, where there is such a thing.
+      positions: what was chosen of `clip_resnet.POSITIONS`, where that matters.
       weights: the safetensors files.
       settings: the other files that decide an embedding.
     """
@@ -49,16 +52,18 @@ class Layout(NamedTuple):
     image_size: int | None = None
     folds: bool = False
     tokenizer: Tokenizer | None = None
+    pair_width: int | None = None
+    positions: str | None = None
     weights: tuple = ()
     settings: tuple = ()
 
 
-def read_layout(checkpoint, *, local_positions=False):
+def read_layout(checkpoint, *, positions="pooled"):
     """The `Layout` of a `weights.Checkpoint`, whose weights are downloaded from the hub if need be.
 
     Args:
       checkpoint: from `weights.find_checkpoint`.
-      local_positions: see `clip_resnet.ImageTower`.
+      positions: see `clip_resnet.ImageTower`.
 
     Raises:
       InputError: a file is missing or damaged, the architecture is unknown, or there are no safetensors.
@@ -67,16 +72,17 @@ def read_layout(checkpoint, *, local_positions=False):
     path, open_clip_path = folder / "config.json", folder / "open_clip_config.json"
     config = read_json(path) if path.is_file() or not open_clip_path.is_file() else {}
     candidates = []
-    if config.get("model_type") in TRANSFORMERS_READERS:
-        candidates.append(("model", TRANSFORMERS_READERS[config["model_type"]], path, config))
+    model_type = str(config.get("model_type"))
+    if model_type in TRANSFORMERS_READERS:
+        candidates.append(("model", TRANSFORMERS_READERS[model_type], path, config))
     if open_clip_path.is_file():
-        read = functools.partial(_open_clip, name=checkpoint.name, local_positions=local_positions)
+        read = functools.partial(_open_clip, name=checkpoint.name, positions=positions)
         candidates.append(("open_clip_model", read, open_clip_path, read_json(open_clip_path)))
     elif "architecture" in config:
         candidates.append(("model", _timm, path, config))
     if not candidates:
         raise InputError(
-            f"{path} is of model_type {config.get('model_type')!r}; "
+            f"{path} is of model_type {model_type!r}; "
             f"{', '.join(TRANSFORMERS_READERS)}, open_clip's CLIP, timm's ResNets and VGG-16 can be loaded"
         )
     for stem, read, config_path, content in candidates:
@@ -84,13 +90,13 @@ def read_layout(checkpoint, *, local_positions=False):
         if weights:
             settings = [config_path, *(folder / name for name in SETTINGS if (folder / name).is_file())]
             return read(config_path, content)._replace(weights=weights, settings=settings)
-    raise InputError(_no_weights(folder, " or ".join(f"{stem}.safetensors" for stem, *_ in candidates)))
+    raise InputError(_no_weights(checkpoint, " or ".join(f"{stem}.safetensors" for stem, *_ in candidates)))
 
 
 def _clip(path, content):
     from transformers import CLIPConfig
 
-    config = _transformers_config(CLIPConfig, path, content, "CLIP")
+    config = _transformers_config(CLIPConfig, path, content, "CLIP", ["eos_token_id"])
     image, text = config.vision_config, config.text_config
     return Layout(
         title=_clip_title(_vit_title(image), text),
@@ -111,7 +117,7 @@ def _blip(path, content):
     wanted, held = "BlipForImageTextRetrieval", content.get("architectures") or []
     if held and wanted not in held:
         raise InputError(f"{path} describes {held[0]}; of BLIP, only {wanted} can be loaded")
-    config = _transformers_config(BlipConfig, path, content, "BLIP")
+    config = _transformers_config(BlipConfig, path, content, "BLIP", ["pad_token_id"])
     image, text = config.vision_config, config.text_config
     return Layout(
         title=f"BLIP ({_vit_title(image)}; BERT {text.num_hidden_layers} x {text.hidden_size})",
@@ -122,6 +128,7 @@ def _blip(path, content):
         image_size=image.image_size,
         stride=image.patch_size,
         embedding_width=config.image_text_hidden_size,
+        pair_width=text.hidden_size,
         tokenizer=Tokenizer(
             path.parent, text.max_position_embeddings, text.vocab_size, padding=text.pad_token_id
         ),
@@ -183,7 +190,7 @@ def _timm(path, content):
     )
 
 
-def _open_clip(path, content, *, name, local_positions):
+def _open_clip(path, content, *, name, positions):
     from transformers import CLIPConfig
 
     model = _section(path, content, "model_cfg", {"embed_dim": None})
@@ -191,9 +198,7 @@ def _open_clip(path, content, *, name, local_positions):
     text = _section(path, model, "text_cfg", OPEN_CLIP_TEXT)
     for section in (model, image, text):
         _check_open_clip(path, section)
-    # OpenAI's weights are made for QuickGELU; the first configs of timm/*.openai do not say so.
-    quick = model.get("quick_gelu", any(part.endswith(".openai") for part in (name, *path.resolve().parts)))
-    activation = "quick_gelu" if quick else "gelu"
+    activation = "quick_gelu" if model.get("quick_gelu", _wants_quick_gelu(path, name)) else "gelu"
     config = {
         "projection_dim": model["embed_dim"],
         "text_config": {
@@ -248,9 +253,10 @@ def _open_clip(path, content, *, name, local_positions):
             side,
             config.text_config,
             config.projection_dim,
-            local_positions=local_positions,
+            positions=positions,
         ),
         folds=True,
+        positions=positions,
         key_table=clip_resnet.KEY_TABLE,
         ignored_keys=clip_resnet.IGNORED_KEYS,
         stride=clip_resnet.STRIDE,
@@ -258,6 +264,17 @@ def _open_clip(path, content, *, name, local_positions):
     )
 
 
+# What must be a positive whole number in a transformers config of a tower, where it is there.
+POSITIVE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
 # Readers of a transformers config, by its model_type.
 TRANSFORMERS_READERS = {"clip": _clip, "blip": _blip, "resnet": _resnet}
 
@@ -278,6 +295,8 @@ OPEN_CLIP_TEXT = {
     "layers": 12,
     "mlp_ratio": 4.0,
 }
+# Repositories of open_clip's whose weights are for QuickGELU, as its own `pretrained.py` lists them.
+QUICK_GELU = r"\.openai$|_clip\.(cc12m|yfcc15m)$|\.laion400m_e3[12]$|\.metaclip2?_|^DFN\dB-CLIP-ViT-"
 OPEN_CLIP_NUMBERS = {"embed_dim", *OPEN_CLIP_IMAGE, *OPEN_CLIP_TEXT}
 # What may be said beside it: what the model is anyway; what is read elsewhere, or concerns training alone.
 OPEN_CLIP_SAME = {
@@ -293,7 +312,6 @@ OPEN_CLIP_UNREAD = (
     "patch_dropout",
     "init_logit_scale",
     "hf_tokenizer_name",
-    "tokenizer_kwargs",
     "attn_pooler_queries",
     "attn_pooler_heads",
 )
@@ -325,12 +343,15 @@ def _clip_title(image, text):
     return f"CLIP ({image}; text {text.num_hidden_layers} x {text.hidden_size}; {text.hidden_act})"
 
 
-def _transformers_config(config_class, path, content, what):
+def _transformers_config(config_class, path, content, what, token_ids=()):
     try:
         config = config_class.from_dict(content)
+        for key in token_ids:
+            if not isinstance(getattr(config.text_config, key), int):
+                raise ValueError(f"{key} {getattr(config.text_config, key)!r} is no token id")
         towers = [getattr(config, name) for name in ("vision_config", "text_config") if hasattr(config, name)]
         for tower in towers:
-            for key in ("patch_size", "image_size"):
+            for key in POSITIVE:
                 value = getattr(tower, key, 1)
                 if not isinstance(value, int) or value < 1:
                     raise ValueError(f"{key} {value!r} is no positive number")
@@ -361,11 +382,23 @@ def _check_open_clip(path, section):
     for key, value in section.items():
         if key in OPEN_CLIP_NUMBERS:
             numbers = value if key == "layers" and isinstance(value, list) else [value]
-            positive = all(isinstance(number, int | float) and number > 0 for number in numbers)
+            kinds = int | float if key == "mlp_ratio" else int
+            positive = all(isinstance(number, kinds) and number > 0 for number in numbers)
             if not positive and (key, value) != ("patch_size", None):
                 raise InputError(f"{path}: {key} {value!r} is no positive number")
         elif key not in OPEN_CLIP_UNREAD and value not in (None, False, 0, *OPEN_CLIP_SAME.get(key, ())):
             raise InputError(f"{path} asks for {key} {value!r}, which is not supported")
+
+
+def _wants_quick_gelu(path, name):
+    """Whether a repository's weights, by its name, are for QuickGELU, where a config leaves that out.
+
+    Early configs on the hub do. By the folder's own name, or that of the repository in the hub's cache.
+    """
+    folders = path.resolve().parent.parts
+    cached = [part.rpartition("--")[2] for part in folders if part.startswith("models--")]
+    names = [name.rstrip("/").rpartition("/")[2], folders[-1], *cached]
+    return any(re.search(QUICK_GELU, repository) for repository in names)
 
 
 def _heads(path, width, head_width):
@@ -374,7 +407,13 @@ def _heads(path, width, head_width):
     return width // head_width
 
 
-def _no_weights(folder, wanted):
+def _no_weights(checkpoint, wanted):
+    folder = checkpoint.folder
+    if checkpoint.revision:  # of which only JSON files were downloaded
+        return (
+            f"{checkpoint.name} lacks {wanted} at this revision, and a pickle is never read; often a pull "
+            "request there adds it: --revision=refs/pr/N"
+        )
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
     if pickles:
         return (

@@ -1,6 +1,7 @@
 """Pixels and token ids exactly as a checkpoint expects them."""
 
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import tokenizers
 from PIL import Image
 
 from mlclip_jax.backbones.weights import read_json
-from mlclip_jax.data.sources import read_image, upright_rgb
+from mlclip_jax.data.sources import UNREADABLE, read_image, upright_rgb
 from mlclip_jax.errors import InputError
 
 RESIZES = ("crop", "squash")
@@ -27,6 +28,7 @@ class ImageProcessor(NamedTuple):
       resample: PIL's number of the resampling filter.
       scale: then multiply pixel values (0 to 255) by this.
       mean, std: then subtract and divide by these, per channel.
+      crop_pct: what part of `cover` the crop is, at another size too.
       round_offset: whether half of an odd margin is rounded to even, as torchvision crops, or down, as
         transformers does.
     """
@@ -38,6 +40,7 @@ class ImageProcessor(NamedTuple):
     scale: float
     mean: tuple
     std: tuple
+    crop_pct: float = 1.0
     round_offset: bool = False
 
     @property
@@ -51,13 +54,11 @@ class ImageProcessor(NamedTuple):
         Args:
           size: (height, width).
           resize: "crop" (keep the aspect and cut off what protrudes), "squash" (do not), or None, as the
-            checkpoint does it.
+            checkpoint does it at its own size.
         """
         if resize == "squash" or (resize is None and self.crop is None):
             return self._replace(cover=None, size=size, crop=None)
-        cover = size
-        if self.cover and self.crop:  # some resize to more than they crop, and go on to do so in proportion
-            cover = tuple(round(new * old / cut) for new, old, cut in zip(size, self.cover, self.crop))
+        cover = tuple(math.floor(side / self.crop_pct) for side in size)
         return self._replace(cover=cover, size=None, crop=size)
 
     def pixels(self, image):
@@ -110,7 +111,7 @@ def transformers_processor(folder, default_type):
         known = [name for name in TRANSFORMERS_RESIZES if kind.startswith(name)]
         if not known:
             raise ValueError(f"image_processor_type {kind!r} is not known")
-        cover, size, crop = TRANSFORMERS_RESIZES[known[0]](config)
+        cover, size, crop, crop_pct = TRANSFORMERS_RESIZES[known[0]](config)
         normalise = config.get("do_normalize", True)
         return ImageProcessor(
             cover=cover if config.get("do_resize", True) else None,
@@ -120,6 +121,7 @@ def transformers_processor(folder, default_type):
             scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
             mean=tuple(config["image_mean"]) if normalise else (0.0,) * 3,
             std=tuple(config["image_std"]) if normalise else (1.0,) * 3,
+            crop_pct=crop_pct,
         )
 
     return _checked(path, make)
@@ -163,6 +165,7 @@ def timm_processor(path, pretrained_config):
             scale=1 / 255,
             mean=tuple(pretrained_config["mean"]),
             std=tuple(pretrained_config["std"]),
+            crop_pct=pretrained_config["crop_pct"],
             round_offset=True,
         )
 
@@ -229,27 +232,30 @@ def _clip_resizes(config):
     size = config.get("size", 224)
     edge = size if isinstance(size, int) else (size or {}).get("shortest_edge")
     crop = config.get("crop_size", size) if config.get("do_center_crop", True) else None
+    crop = None if crop is None else _height_and_width(crop)
     return (
         None if edge is None else (edge, edge),
         None if size is None or edge is not None else _height_and_width(size),
-        None if crop is None else _height_and_width(crop),
+        crop,
+        crop[0] / edge if edge and crop else 1.0,
     )
 
 
 def _blip_resizes(config):
-    return None, _height_and_width(config.get("size", 384)), None
+    return None, _height_and_width(config.get("size", 384)), None, 1.0
 
 
 def _convnext_resizes(config):
     height, width = _height_and_width(config.get("size", 384))
-    if height >= 384:
-        return None, (height, width), None
     crop_pct = config.get("crop_pct")
-    edge = int(height / (224 / 256 if crop_pct is None else crop_pct))
-    return (edge, edge), None, (height, width)
+    crop_pct = 224 / 256 if crop_pct is None else crop_pct
+    if height >= 384:
+        return None, (height, width), None, crop_pct
+    edge = int(height / crop_pct)
+    return (edge, edge), None, (height, width), crop_pct
 
 
-# How the image processors of transformers resize: their config to cover, size and crop of `ImageProcessor`.
+# How the image processors of transformers resize: their config to `cover`, `size`, `crop` and `crop_pct`.
 TRANSFORMERS_RESIZES = {"CLIP": _clip_resizes, "Blip": _blip_resizes, "ConvNext": _convnext_resizes}
 
 
@@ -279,12 +285,16 @@ def _to_rgb(image):
     if isinstance(image, Image.Image):
         try:
             return upright_rgb(image)
-        except ValueError as error:
+        except UNREADABLE as error:  # a file that is opened decodes only now
             raise InputError(f"cannot use image {image}: {error}") from error
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
             raise InputError(f"an image array must be uint8 (h, w, 3); got {image.dtype} {image.shape}")
         return Image.fromarray(image)
+    if not isinstance(image, str | os.PathLike):
+        raise InputError(
+            f"an image must be a path, a PIL.Image or a NumPy array, not a {type(image).__name__}"
+        )
     return read_image(image)
 
 

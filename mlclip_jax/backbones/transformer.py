@@ -16,6 +16,34 @@ ACTIVATIONS = {
 }
 
 
+class Patches(nnx.Module):
+    """Pixels to tokens: a class token, and patches in row order, all with their position embeddings."""
+
+    def __init__(self, config, positions, *, use_bias, dtype, rngs):
+        width, patch = config.hidden_size, config.patch_size
+        self.embedding = nnx.Conv(
+            3,
+            width,
+            kernel_size=(patch, patch),
+            strides=(patch, patch),
+            padding="VALID",
+            use_bias=use_bias,
+            dtype=dtype,
+            param_dtype=dtype,
+            rngs=rngs,
+        )
+        self.class_embedding = nnx.Param(small_normal(rngs, width))
+        self.position_embedding = nnx.Param(positions)
+
+    def __call__(self, pixels):
+        """Normalised (b, height, width, 3) of any size to (b, 1 + h w, d), float32."""
+        patches = self.embedding(pixels).astype(jnp.float32)
+        positions = resize_positions(self.position_embedding[...], patches.shape[1:3])
+        patches = patches.reshape(len(pixels), -1, patches.shape[-1])
+        class_token = jnp.broadcast_to(self.class_embedding[...], (len(pixels), 1, patches.shape[-1]))
+        return jnp.concatenate([class_token, patches], axis=1) + positions[None]
+
+
 class Layer(nnx.Module):
     """Attention, then a two-layer perceptron, each behind a layer norm and added to its input."""
 
@@ -74,12 +102,14 @@ class Attention(nnx.Module):
         """
         num_answers = num_tokens if context is None else context.shape[1]
         answers = rows if context is None else context.reshape(-1, context.shape[-1])
+        if mask is not None:  # cuDNN takes no shorter form
+            mask = jnp.broadcast_to(mask[:, None, None, :], (len(mask), 1, num_tokens, num_answers))
         with jax.numpy_dtype_promotion("standard"):  # it asks what bfloat16 and float32 promote to
             attended = jax.nn.dot_product_attention(
                 self._heads(self.query(rows), num_tokens),
                 self._heads(self.key(answers), num_answers),
                 self._heads(self.value(answers), num_answers),
-                mask=None if mask is None else mask[:, None, None, :],
+                mask=mask,
                 is_causal=self.causal,
                 implementation=self.implementation,
             )
@@ -135,8 +165,8 @@ def resize_positions(positions, grid):
     """Position embeddings for another grid of patches than they were learnt on, by bicubic interpolation.
 
     As `interpolate_pos_encoding` of transformers' CLIP and BLIP, that is torch's `interpolate(size=grid,
-    mode="bicubic", align_corners=False)`. (The code of TaI-DPT and DINO asks for a grid larger by 0.1 and
-    cuts it, which shifts the samples a little.)
+    mode="bicubic", align_corners=False)`: one rule for all towers. Others differ a little: TaI-DPT and DINO
+    ask for a grid larger by 0.1 and cut it; open_clip smooths, which is another cubic when it enlarges.
 
     Args:
       positions: (1 + side², d), the class token's before those of a square grid in row order.

@@ -40,6 +40,19 @@ def split_three_transposed(array):
     return [transposed(part) for part in split_three(array)]
 
 
+def norm_rows(key, target):
+    """Key-table rows of a layer norm; keys are patterns."""
+    return [(rf"{key}\.weight", f"{target}/scale", identity), (rf"{key}\.bias", f"{target}/bias", identity)]
+
+
+def linear_rows(key, target):
+    """Key-table rows of a linear layer with a bias."""
+    return [
+        (rf"{key}\.weight", f"{target}/kernel", transposed),
+        (rf"{key}\.bias", f"{target}/bias", identity),
+    ]
+
+
 # And back, for what is written.
 INVERSE = {
     identity: identity,
@@ -69,10 +82,10 @@ def find_checkpoint(name_or_folder, revision=None):
       InputError: there is neither such a folder nor such a repository and revision within reach.
     """
     name = str(name_or_folder)
-    if name in BUILT_IN:
-        return Checkpoint(name, BUILT_IN[name], "")
-    path = Path(name)
+    path = BUILT_IN.get(name, Path(name))
     if path.is_dir():
+        if revision is not None:
+            raise InputError(f"{name} is a folder here, and has no revision {revision!r}; leave that out")
         return Checkpoint(name, path, "")
     if path.is_file():
         what = "a pickle, which is never read" if path.suffix in PICKLES else "a file"
@@ -167,7 +180,7 @@ def load_parameters(paths, table, abstract, ignored=()):
             raise InputError(f"{path}: {key} is {array.dtype}; only floating-point weights are read")
         try:
             parts = transform(array)
-        except ValueError as error:  # too many dimensions, or too few
+        except (ValueError, IndexError, TypeError) as error:  # too many dimensions, or too few
             raise InputError(f"{path}: {key} has shape {array.shape}, which does not fit: {error}") from error
         for target, part in zip(targets, parts if len(targets) > 1 else [parts]):
             if part.shape != expected[target].shape:

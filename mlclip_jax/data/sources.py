@@ -16,6 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mlclip_jax.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+# What Pillow raises of files that it cannot decode.
+UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 # What other programs call the arrays of an .npz, in order of preference.
 ARRAY_NAMES = {
     "vectors": ("embeddings", "image_embeddings", "text_embeddings", "features"),
@@ -180,7 +182,7 @@ def read_image(path):
         with Image.open(path) as image:
             image.load()
             return upright_rgb(image)
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "no image format is recognised" if unknown else getattr(error, "strerror", None) or error
         raise InputError(f"cannot read image {path}: {reason}; repair or remove it") from error

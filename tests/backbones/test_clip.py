@@ -134,7 +134,7 @@ def test_an_unreadable_image_is_named(backbone, tmp_path):
         backbone.encode_images([tmp_path / "broken.jpg"])
     with pytest.raises(InputError, match=r"cannot read image .*none\.jpg: No such file or directory; repair"):
         backbone.encode_images([tmp_path / "none.jpg"])
-    with pytest.raises(InputError, match=r"give a list of images, not the string 'cat\.jpg'"):
+    with pytest.raises(InputError, match=r"give a list of images, not 'cat\.jpg' alone"):
         backbone.encode_images("cat.jpg")
     with pytest.raises(InputError, match=r"uint8 \(h, w, 3\); got float32 \(2, 2\)"):
         backbone.encode_images([np.zeros((2, 2), np.float32)])
@@ -151,7 +151,7 @@ def test_nan_never_passes_for_an_embedding(tmp_path):
     token = backbone._tokenizer(["e"])[0][0, 1]
     weights["text_model.embeddings.token_embedding.weight"][token] = np.nan
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="for 1 of 2 texts, the first e; its weights or that input"):
+    with pytest.raises(InputError, match="for 1 of 2 texts, the first 'e'; its weights or that input"):
         mlclip_jax.load_backbone(tmp_path).encode_texts(["dog", "e"])
 
 

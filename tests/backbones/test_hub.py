@@ -12,7 +12,6 @@ import pytest
 from tiny_models import write_case
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-LOADS = "import sys, mlclip_jax; print(mlclip_jax.load_backbone(sys.argv[1], revision=sys.argv[2] or None))"
 
 
 class Hub(ThreadingHTTPServer):
@@ -110,49 +109,59 @@ def hub(tmp_path):
     server.server_close()
 
 
-def load(hub_url, name, cache, revision=""):
-    environment = os.environ | {"HF_ENDPOINT": hub_url, "HF_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
+def embed(hub_url, name, folder, cache="cache", revision="main"):
+    """Runs `mlclip embed` against a hub, with a cache of its own."""
+    environment = os.environ | {
+        "HF_ENDPOINT": hub_url,
+        "HF_HOME": str(folder / cache),
+        "JAX_PLATFORMS": "cpu",
+    }
     environment.pop("HF_HUB_OFFLINE", None)
-    return subprocess.run(
-        [sys.executable, "-c", LOADS, name, revision], env=environment, capture_output=True, text=True
-    )
+    (folder / "names.txt").write_text("dog\n")
+    flags = [f"--backbone={name}", f"--revision={revision}", f"--texts={folder / 'names.txt'}"]
+    command = [sys.executable, "-m", "mlclip_jax", "embed", *flags, f"--output={folder / 'out.npz'}"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def last_line(run):
+def refusal(run):
+    """The line that says why, of a command that ended as it should where the user has to mend something."""
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
     return run.stderr.strip().splitlines()[-1]
 
 
 def test_only_what_is_needed_is_downloaded_and_no_pickle(hub, tmp_path):
-    run = load(hub.url, "laion/both", tmp_path / "cache")
+    run = embed(hub.url, "laion/both", tmp_path)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("laion/both: CLIP (ViT 2 x 32")
+    assert "laion/both: CLIP (ViT 2 x 32" in run.stderr
     assert [name for name in hub.served if not name.endswith(".json")] == ["model.safetensors"]
     hub.served.clear()
-    run = load(hub.url, "timm/tiny_clip.openai", tmp_path / "cache")
-    assert "CLIP (ResNet of 2+1+1+1 blocks, 8 wide; text 2 x 24; quick_gelu)" in run.stdout
+    run = embed(hub.url, "timm/tiny_clip.openai", tmp_path)
+    assert "CLIP (ResNet of 2+1+1+1 blocks, 8 wide; text 2 x 24; quick_gelu)" in run.stderr
     assert [name for name in hub.served if not name.endswith(".json")] == ["open_clip_model.safetensors"]
     hub.served.clear()
-    run = load(hub.url, "someone/shards", tmp_path / "cache")
+    run = embed(hub.url, "someone/shards", tmp_path)
     assert run.returncode == 0, run.stderr
     weights = sorted(name for name in hub.served if not name.endswith(".json"))
     assert weights == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
 
 
 def test_what_the_hub_refuses_is_said_in_a_line(hub, tmp_path):
-    run = load(hub.url, "someone/nothing", tmp_path / "cache")
-    assert "InputError: backbone 'someone/nothing' is no folder here" in last_line(run)
-    assert "the hub has no such repository" in last_line(run)
-    run = load(hub.url, "laion/both", tmp_path / "cache", revision="v9")
-    assert "InputError: laion/both has no revision 'v9' on the hub; give a commit" in last_line(run)
-    run = load(hub.url, "someone/pickled", tmp_path / "cache")
-    assert "model.safetensors is missing: only safetensors weights are read, never a pickle" in last_line(run)
+    line = refusal(embed(hub.url, "someone/nothing", tmp_path))
+    assert "error: backbone 'someone/nothing' is no folder here" in line
+    assert "the hub has no such repository" in line
+    line = refusal(embed(hub.url, "laion/both", tmp_path, revision="v9"))
+    assert "error: laion/both has no revision 'v9' on the hub; give a commit, branch or tag" in line
+    line = refusal(embed(hub.url, "someone/pickled", tmp_path))
+    assert "someone/pickled lacks model.safetensors at this revision, and a pickle is never read" in line
+    assert "--revision=refs/pr/N" in line
     assert "pytorch_model.bin" not in hub.served
 
 
 def test_without_a_network_only_the_cache_is_left(hub, tmp_path):
-    assert load(hub.url, "laion/both", tmp_path / "cache").returncode == 0
+    assert embed(hub.url, "laion/both", tmp_path).returncode == 0
     nowhere = "http://127.0.0.1:9"  # the discard port: refused at once
-    again = load(nowhere, "laion/both", tmp_path / "cache")
+    again = embed(nowhere, "laion/both", tmp_path)
     assert again.returncode == 0, again.stderr
-    run = load(nowhere, "laion/both", tmp_path / "empty")
-    assert "the hub cannot be reached, and the cache does not hold it" in last_line(run)
+    line = refusal(embed(nowhere, "laion/both", tmp_path, cache="empty"))
+    assert "the hub cannot be reached, and the cache does not hold it" in line

@@ -274,7 +274,8 @@ def test_another_size_is_made_as_the_checkpoint_makes_its_own(tmp_path):
     assert clip.at_size((48, 32)).output_size == (48, 32)
     assert clip.at_size((48, 48), "squash") == clip._replace(cover=None, size=(48, 48), crop=None)
     timm = timm_processor("config", PRETRAINED_CFG)
-    assert timm.at_size((128, 128)).cover == (146, 146)
+    for side in (128, 288, 320, 384, 448):
+        assert timm.at_size((side, side)).cover == (int(side / 0.875),) * 2  # as timm computes it
     write_preprocessor(tmp_path, "BlipImageProcessor", size=24)
     blip = transformers_processor(tmp_path, "Blip")
     assert blip.at_size((48, 32)).size == (48, 32)

@@ -1,5 +1,6 @@
 """Every architecture and layout against outputs of the original torch code, which are stored here."""
 
+import importlib
 import itertools
 import json
 import re
@@ -11,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from clip_cases import images
+from PIL import Image
+from tiny_clip import config_with, write_processing
 from tiny_models import CASES, ENTRIES, OTHER_SIZES, TEXTS, outputs_of, thinned, write_case, write_settings
 
 import mlclip_jax
 from mlclip_jax import InputError
-from mlclip_jax.backbones import blip, clip, clip_resnet, imagenet
+from mlclip_jax.backbones import blip, clip, clip_resnet, imagenet, transformer
 from mlclip_jax.backbones.convolution import fold_norms
 from mlclip_jax.backbones.layouts import read_layout
 from mlclip_jax.backbones.transformer import attention_implementation
@@ -62,15 +65,17 @@ def test_outputs_are_torchs_at_any_size(tmp_path, golden, case):
         check(outputs, golden, f"{case}/{size[0]}x{size[1]}")
 
 
-def test_local_features_of_a_resnet_may_have_positions(tmp_path, golden):
-    backbone = mlclip_jax.load_backbone(write_case(tmp_path, "open_clip_resnet"), local_positions=True)
-    encoded = backbone.encode_images(images()[:3], local=True)
-    check({"image_local": encoded.local}, golden, "open_clip_resnet/positions")
-    check(
-        {"image": encoded.embeddings},
-        {k: v for k, v in golden.items() if k.endswith("resnet/image")},
-        "open_clip_resnet",
+@pytest.mark.parametrize("positions", ["all", "none"])
+def test_a_resnets_features_may_have_positions_or_not(tmp_path, golden, positions):
+    backbone = mlclip_jax.load_backbone(
+        write_case(tmp_path, "open_clip_resnet"),
+        image_size=OTHER_SIZES["open_clip_resnet"],
+        positions=positions,
     )
+    assert backbone.positions == positions
+    encoded = backbone.encode_images(images()[:3], local=True)
+    outputs = {"image": encoded.embeddings, "image_local": encoded.local}
+    check(outputs, golden, f"open_clip_resnet/{positions}")
 
 
 class Raw:
@@ -122,9 +127,13 @@ def without_effect(path):
 
 
 @pytest.mark.parametrize("case", SMALL)
-def test_no_parameter_could_be_another(tmp_path, case):
+def test_no_parameter_could_be_another(tmp_path, golden, case):
     """Parity would notice: any parameter with its values permuted, or exchanged for one of its block's."""
     raw = Raw(write_case(tmp_path, case), case)
+    # What is permuted below is ten times as far from these, which are torch's, as this is.
+    atol = 1e-5 * max(1, np.abs(golden[f"{case}/image"]).max())
+    embeddings = raw.outputs(raw.parameters)["image"][0]
+    np.testing.assert_allclose(embeddings, golden[f"{case}/image"][:2], rtol=0, atol=atol)
     flat = flattened(raw.parameters)
     kinds = {}
     for path in flat:
@@ -283,6 +292,72 @@ def test_what_a_backbone_lacks_it_says(tmp_path):
         clip_backbone.encode_texts(["dog", 3])
 
 
+def test_inputs_that_cannot_be(tmp_path):
+    backbone = mlclip_jax.load_backbone(write_case(tmp_path, "blip"))
+    for lone in ("cat.jpg", tmp_path, Image.new("RGB", (8, 8))):
+        with pytest.raises(InputError, match=r"give a list of images, not .* alone"):
+            backbone.encode_images(lone)
+    for image in (None, 3, jnp.zeros((8, 8, 3), jnp.uint8)):
+        with pytest.raises(
+            InputError, match=r"an image must be a path, a PIL\.Image or a NumPy array, not a"
+        ):
+            backbone.encode_images([image])
+    with pytest.raises(InputError, match=r"uint8 \(h, w, 3\); got uint8 \(0, 5, 3\)"):
+        backbone.encode_images([np.zeros((0, 5, 3), np.uint8)])
+    path = tmp_path / "cut.jpg"
+    noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with Image.open(path) as opened, pytest.raises(InputError, match=r"cannot use image .*truncated"):
+        backbone.encode_images([opened])
+    with pytest.raises(InputError, match="a text cannot be encoded as UTF-8"):
+        backbone.encode_texts(["dog \ud800"])
+    with pytest.raises(InputError, match="batch_size 0 cannot be"):
+        backbone.encode_texts(["dog"], batch_size=0)
+    features, logits = backbone.encode_pairs([], [])
+    assert (features.shape, logits.shape) == ((0, 24), (0, 2))
+
+
+def test_only_resize_given_the_sizes_must_still_agree(tmp_path):
+    write_case(tmp_path, "clip_quick_gelu")
+    write_processing(tmp_path, config_with({"vision_config.image_size": 32}))
+    with pytest.raises(
+        InputError, match=r"makes images of \(32, 32\) pixels, and the config asks for \(24, 24\)"
+    ):
+        mlclip_jax.load_backbone(tmp_path, resize="squash")
+    backbone = mlclip_jax.load_backbone(tmp_path, resize="squash", image_size=24)
+    assert (backbone.resize, backbone.image_size) == ("squash", (24, 24))
+
+
+@pytest.mark.parametrize(("architecture", "number"), [("resnet50", 23_508_032), ("resnet152", 58_143_808)])
+def test_other_depths_have_torchvisions_number_of_parameters(architecture, number):
+    make = partial(imagenet.ResNet, imagenet.RESNET_DEPTHS[architecture], imagenet.RESNET_WIDTHS)
+    _, parameters = abstract_module(make)
+    trained = {
+        path: leaf for path, leaf in flattened(parameters).items() if path[-1] not in ("mean", "variance")
+    }
+    assert sum(leaf.size for leaf in trained.values()) == number
+
+
+@pytest.mark.parametrize("case", ["clip_quick_gelu", "open_clip_resnet", "blip"])
+def test_cudnns_attention_takes_what_it_is_given(tmp_path, case, monkeypatch):
+    """As far as that shows without a GPU: the checks of shapes, masks and dtypes that tracing makes."""
+    checks = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(checks, "check_cudnn_version", lambda: 91900)
+    monkeypatch.setattr(checks, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(checks, "is_cuda_compute_capability_equal", lambda _: False)
+    monkeypatch.setattr(
+        transformer, "attention_implementation", lambda dtype, _: "cudnn" if dtype == jnp.bfloat16 else None
+    )
+    backbone = mlclip_jax.load_backbone(write_case(tmp_path, case), dtype="bfloat16")
+    pixels, ids = backbone.pixels(images()[:2]), backbone.token_ids(TEXTS[:2])
+    inputs = {"image": (pixels,), "text": (ids,)} | ({"pair": (pixels, ids)} if case == "blip" else {})
+    for name, values in inputs.items():
+        jaxpr = jax.make_jaxpr(getattr(backbone, name))(backbone.parameters, *values)
+        uses = "dot_product_attention_fwd" in str(jaxpr)
+        assert uses == (name != "image" or case != "open_clip_resnet")  # whose pooling is in float32
+
+
 def test_it_prints_what_it_loaded(tmp_path, capsys):
     backbone = mlclip_jax.load_backbone(write_case(tmp_path / "vit", "open_clip_vit"), dtype="bfloat16")
     line = capsys.readouterr().err
@@ -301,6 +376,8 @@ def test_it_prints_what_it_loaded(tmp_path, capsys):
         ({"image_size": (24, 0)}, "image_size"),
         ({"image_size": (24, 24, 3)}, "image_size"),
         ({"image_size": "24"}, "image_size"),
+        ({"positions": "some"}, "positions 'some' is not one of pooled, all, none"),
+        ({"revision": "v1"}, "is a folder here, and has no revision 'v1'; leave that out"),
         ({"resize": "stretch"}, "resize 'stretch' is not one of crop, squash"),
     ],
 )
@@ -310,18 +387,30 @@ def test_settings_that_cannot_be(tmp_path, settings, message):
         mlclip_jax.load_backbone(tmp_path, **settings)
 
 
-@pytest.mark.parametrize("name", ["resnet50_clip.openai", "timm--x_clip.openai/snapshots/0123"])
-def test_openais_weights_are_for_quick_gelu_whatever_an_early_config_leaves_out(tmp_path, name):
+@pytest.mark.parametrize(
+    ("folder", "quick"),
+    [
+        ("resnet50_clip.openai", True),
+        ("resnet50_clip.cc12m", True),
+        ("models--timm--vit_base_patch32_clip_224.laion400m_e32/snapshots/0123", True),
+        ("models--timm--vit_base_patch16_clip_224.metaclip_2pt5b/snapshots/0123", True),
+        ("DFN2B-CLIP-ViT-B-16", True),
+        ("vit_base_patch32_clip_224.laion2b_e16", False),
+        ("models.openai/my_clip", False),
+        ("my_clip", False),
+    ],
+)
+def test_weights_for_quick_gelu_are_known_by_name_if_need_be(tmp_path, golden, folder, quick):
     layout, config = CASES["open_clip_resnet"]
-    quick = mlclip_jax.load_backbone(write_case(tmp_path / "said", "open_clip_resnet")).encode_texts(TEXTS)
+    write_case(tmp_path / folder, "open_clip_resnet")
     unsaid = {key: value for key, value in config.items() if key != "quick_gelu"}
-    for folder, same in ((tmp_path / name, True), (tmp_path / "resnet50_clip.cc12m", False)):
-        write_case(folder, "open_clip_resnet")
-        write_settings(folder, layout, unsaid)
-        texts = mlclip_jax.load_backbone(folder).encode_texts(TEXTS)
-        assert np.allclose(texts, quick, rtol=0, atol=1e-6) == same
-    write_settings(tmp_path / name, layout, unsaid | {"quick_gelu": False})  # what a config says, holds
-    assert not np.allclose(mlclip_jax.load_backbone(tmp_path / name).encode_texts(TEXTS), quick, atol=1e-3)
+    for settings, expected in ((unsaid, quick), (unsaid | {"quick_gelu": not quick}, not quick)):
+        write_settings(tmp_path / folder, layout, settings)
+        backbone = mlclip_jax.load_backbone(tmp_path / folder)
+        assert ("; quick_gelu)" in backbone.title) == expected
+    write_settings(tmp_path / folder, layout, unsaid)
+    texts = mlclip_jax.load_backbone(tmp_path / folder).encode_texts(TEXTS)
+    assert np.allclose(texts, golden["open_clip_resnet/text"], rtol=0, atol=1e-4) == quick
 
 
 def test_transformers_files_are_preferred_to_open_clips_beside_them(tmp_path):
@@ -359,3 +448,16 @@ def test_every_table_leads_to_every_parameter():
         keys = [key for case in cases for key in entries[case]]
         for pattern, *_ in table:
             assert any(re.fullmatch(pattern, key) for key in keys), (name, pattern)
+
+
+def test_vggs_first_layers_may_be_kept_as_matrices():
+    """As torchvision keeps them; timm, as convolutions."""
+    convolution = np.random.default_rng(0).normal(size=(5, 3, 7, 7))
+    as_matrix = imagenet.grid_kernel(convolution.reshape(5, -1))
+    np.testing.assert_array_equal(as_matrix, imagenet.grid_kernel(convolution))
+    grid = np.random.default_rng(1).normal(size=(7, 7, 3))
+    expected = np.einsum("ocij,ijc->o", convolution, grid)
+    np.testing.assert_allclose(grid.reshape(-1) @ as_matrix, expected)
+    np.testing.assert_array_equal(imagenet.single_kernel(convolution[..., :1, :1]), convolution[..., 0, 0].T)
+    for key in ("classifier.0.weight", "classifier.3.bias", "features.28.weight"):
+        assert any(re.fullmatch(pattern, key) for pattern, *_ in imagenet.VGG16_KEY_TABLE)

@@ -112,7 +112,7 @@ class AttentionPool(nn.Module):
         self.c_proj = nn.Linear(width, output)
         self.heads = heads
 
-    def forward(self, grid, positions=True):
+    def forward(self, grid, positions):
         tokens = grid.flatten(2).permute(2, 0, 1)
         tokens = torch.cat([tokens.mean(dim=0, keepdim=True), tokens])
         if positions:
@@ -142,7 +142,7 @@ class AttentionPool(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    def __init__(self, settings, output, local_positions):
+    def __init__(self, settings, output, positions):
         super().__init__()
         width = settings["width"]
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
@@ -161,28 +161,28 @@ class ModifiedResNet(nn.Module):
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         heads = width * 32 // settings["head_width"]
         self.attnpool = AttentionPool(settings["image_size"] // 32, width * 32, heads, output)
-        self.local_positions = local_positions
+        self.positions = positions
 
     def forward(self, pixels):
         x = pixels
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             x = torch.relu(norm(conv(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.pool(x)))))
-        embedding, local = self.attnpool(x)
-        return embedding, local if self.local_positions else self.attnpool(x, positions=False)[1]
+        embedding = self.attnpool(x, positions=self.positions != "none")[0]
+        return embedding, self.attnpool(x, positions=self.positions == "all")[1]
 
 
 class OpenClip(nn.Module):
     """CLIP by the `model_cfg` of an open_clip config."""
 
-    def __init__(self, config, *, quick_gelu, local_positions=False):
+    def __init__(self, config, *, quick_gelu, positions="pooled"):
         super().__init__()
         image = {"head_width": 64, "mlp_ratio": 4.0} | config["vision_cfg"]
         text = {"mlp_ratio": 4.0} | config["text_cfg"]
         activation = QuickGELU if quick_gelu else nn.GELU
         output, width = config["embed_dim"], text["width"]
         if isinstance(image["layers"], list):
-            self.visual = ModifiedResNet(image, output, local_positions)
+            self.visual = ModifiedResNet(image, output, positions)
         else:
             self.visual = VisionTransformer(image, output, activation)
         self.transformer = Transformer(width, text["layers"], text["heads"], text["mlp_ratio"], activation)

@@ -20,13 +20,11 @@ import mlclip_jax
 GOLDEN = ENTRIES.with_name("towers_golden.npz")
 
 
-def build(layout, config, *, local_positions=False):
+def build(layout, config, *, positions="pooled"):
     """The torch model of a config, as it comes."""
     torch.manual_seed(0)
     if layout == "open_clip":
-        return torch_models.OpenClip(
-            config, quick_gelu=config.get("quick_gelu", False), local_positions=local_positions
-        )
+        return torch_models.OpenClip(config, quick_gelu=config.get("quick_gelu", False), positions=positions)
     if layout == "timm":
         return torch_models.VGG16() if config["architecture"] == "vgg16" else torch_models.ResNet()
     from transformers import (
@@ -140,27 +138,34 @@ def entries(layout, config):
             return {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
 
 
+def stored_outputs(case, folder):
+    """What is stored of a case whose files are in a folder."""
+    layout, config = CASES[case]
+    model = load(layout, config, folder)
+    stored = {}
+    for size in (None, OTHER_SIZES[case]) if case in OTHER_SIZES else (None,):
+        backbone = mlclip_jax.load_backbone(folder, image_size=size)
+        for name, array in torch_outputs(model, layout, backbone, images()[:3]).items():
+            key = f"{case}/{name}" if size is None else f"{case}/{size[0]}x{size[1]}/{name}"
+            if size is None or name.startswith("image"):
+                stored[key] = thinned(array)
+    if case == "open_clip_resnet":
+        for positions in ("all", "none"):
+            model.visual.positions = positions
+            outputs = torch_outputs(model, layout, backbone, images()[:3])
+            stored |= {f"{case}/{positions}/{name}": outputs[name] for name in ("image", "image_local")}
+    return stored
+
+
 def main():
     cases = CASES | {"rn50": ("open_clip", RN50)}
     lines = ",\n".join(f"{json.dumps(case)}: {json.dumps(entries(*cases[case]))}" for case in cases)
     ENTRIES.write_text(f"{{\n{lines}\n}}\n")
     stored = {}
-    for case, (layout, config) in CASES.items():
+    for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
             write_case(folder, case)
-            model = load(layout, config, folder)
-            if case == "open_clip_resnet":
-                backbone = mlclip_jax.load_backbone(folder, local_positions=True)
-                model.visual.local_positions = True
-                outputs = torch_outputs(model, layout, backbone, images()[:3])
-                stored[f"{case}/positions/image_local"] = outputs["image_local"]
-                model.visual.local_positions = False
-            for size in {None, OTHER_SIZES.get(case)}:
-                backbone = mlclip_jax.load_backbone(folder, image_size=size)
-                for name, array in torch_outputs(model, layout, backbone, images()[:3]).items():
-                    key = f"{case}/{name}" if size is None else f"{case}/{size[0]}x{size[1]}/{name}"
-                    if size is None or name.startswith("image"):
-                        stored[key] = thinned(array)
+            stored |= stored_outputs(case, folder)
     np.savez_compressed(GOLDEN, **stored)
 
 
