@@ -364,3 +364,26 @@ def test_token_ids_of_blip_are_transformers(tmp_path):
     np.testing.assert_array_equal(ids, expected["input_ids"])
     np.testing.assert_array_equal(lengths, np.sum(expected["attention_mask"], axis=1))
     assert cut == 1
+
+
+def torchvision_pixels(image, edge, crop, resample):
+    """What torchvision's Resize(edge) and CenterCrop(crop) make of a PIL image."""
+    width, height = image.size
+    short, long = (width, height) if width <= height else (height, width)
+    new_short, new_long = edge, int(edge * long / short)
+    new_width, new_height = (new_short, new_long) if width <= height else (new_long, new_short)
+    image = image.resize((new_width, new_height), resample)
+    top, left = round((new_height - crop) / 2.0), round((new_width - crop) / 2.0)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+@needs_real_data
+def test_pixels_of_open_clip_and_timm_are_torchvisions():
+    open_clip = open_clip_processor("config", {}, 224)
+    timm = timm_processor("config", PRETRAINED_CFG | {"input_size": [3, 224, 224]})
+    for path in sorted((PHOTOGRAPHS / "images").glob("*.jpg"))[:40]:
+        image = read_image(path)
+        expected = torchvision_pixels(image, 224, 224, Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(open_clip.pixels(path), expected)
+        expected = torchvision_pixels(image, 256, 224, Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(timm.pixels(path), expected)
