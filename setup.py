@@ -28,6 +28,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # Google TPUs
     "test": [
         "pytest>=8.3,<10",
+        "pytest-xdist>=3.6,<4",  # the tests on several cores at once
         "hypothesis>=6.100,<7",  # property-based tests
         "scikit-learn>=1.6,<2",  # the reference of the metrics
         "ruff>=0.12,<1",  # lint and format

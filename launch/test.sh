@@ -3,7 +3,8 @@
 #
 #   bash launch/test.sh [--parity] [arguments of pytest ...]
 #
-# --parity also installs torch, and compares with it. PYTHON names the interpreter, 3.11 or later.
+# --parity also installs torch, and compares with it. PYTHON names the interpreter, 3.11 or later. Each core runs
+# tests of its own, four at the most, as some need gigabytes; `-n 0` runs them one by one, and shows what they print.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,4 +17,4 @@ fi
 source launch/install.sh "$extras"
 .venv/bin/ruff check --quiet .
 .venv/bin/ruff format --quiet --check .
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope "$@"
