@@ -38,7 +38,7 @@ class ConvNorm(nnx.Module):
         self.norm = None if folded else Norm(width_out)
 
     def __call__(self, grid):
-        """(b, h, w, width_in) to (b, h', w', width_out)."""
+        """(b, h, w, width_in) to (b, h', w', width_out); float32 unless folded."""
         grid = self.conv(grid)
         return grid if self.norm is None else self.norm(grid)
 
@@ -51,12 +51,13 @@ class Norm(nnx.Module):
         self.bias, self.mean = nnx.Param(jnp.zeros(width)), nnx.Param(jnp.zeros(width))
 
     def __call__(self, grid):
-        """(b, h, w, width) to the same."""
+        """(b, h, w, width) to the same, float32."""
         scale = self.scale[...] * jax.lax.rsqrt(self.variance[...] + EPSILON)
         shift = self.bias[...] - self.mean[...] * scale
         shape = (1, 1, 1, -1)
-        normed = grid.astype(jnp.float32) * scale.reshape(shape) + shift.reshape(shape)
-        return normed.astype(grid.dtype)
+        # Not rounded to bfloat16 here: the next convolution does that, and XLA's CPU compiler of jax 0.12 made NaN
+        # of the two roundings together.
+        return grid.astype(jnp.float32) * scale.reshape(shape) + shift.reshape(shape)
 
 
 def fold_norms(parameters):
