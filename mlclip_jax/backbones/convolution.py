@@ -55,8 +55,8 @@ class Norm(nnx.Module):
         scale = self.scale[...] * jax.lax.rsqrt(self.variance[...] + EPSILON)
         shift = self.bias[...] - self.mean[...] * scale
         shape = (1, 1, 1, -1)
-        # Not rounded to bfloat16 here: the next convolution does that, and XLA's CPU compiler of jax 0.12 made NaN
-        # of the two roundings together.
+        # Not rounded to bfloat16: the next convolution does that, and on CPUs jax 0.12 compiles both
+        # roundings together to NaN.
         return grid.astype(jnp.float32) * scale.reshape(shape) + shift.reshape(shape)
 
 
