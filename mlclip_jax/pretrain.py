@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from mlclip_jax import recipes
 from mlclip_jax.backbones.clip import CLIP
-from mlclip_jax.backbones.processing import ImageProcessor
+from mlclip_jax.backbones.processing import CLIP_MEAN, CLIP_STD, ImageProcessor
 from mlclip_jax.backbones.saving import END, START, clip_tokenizer, learn_merges, save_clip
 from mlclip_jax.checkpoints import Checkpoints
 from mlclip_jax.configs import pretrain_captions, pretrain_scenes
@@ -42,8 +42,6 @@ from mlclip_jax.zero_shot import cosine_scores, modality_gap
 
 CAPTIONS_READ = 10_000  # to learn the tokenizer from
 FIXED_TOKENS = 514  # every byte, every byte at the end of a word, start and end
-# CLIP's own means and deviations.
-MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def main(values):
@@ -187,8 +185,8 @@ class Examples:
             crop=(side, side),
             resample=Image.Resampling.BICUBIC,
             scale=1 / 255,
-            mean=MEAN,
-            std=DEVIATION,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
         )
         self.label_names = source.label_names
         self._source = source

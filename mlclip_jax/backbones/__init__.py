@@ -275,7 +275,7 @@ class Backbone:
         if len(images) != len(texts):
             raise InputError(f"pairs need as many texts as images; got {len(texts)} and {len(images)}")
         if self.pair_width is None:
-            raise InputError(f"{self.fingerprint['name']} ({self.title}) {MISSING['pair']}")
+            raise self._lacks("pair")
         ids, lengths = self._tokenise(texts)
         length = self._padded_length(lengths.max(initial=1))
 
@@ -292,10 +292,13 @@ class Backbone:
     def _call(self, name, parameters, *inputs):
         module = merge_module(self._graph, parameters)
         if not hasattr(module, name):
-            raise InputError(f"{self.fingerprint['name']} ({self.title}) {MISSING[name]}")
+            raise self._lacks(name)
         # Accelerators would otherwise round the factors of a float32 product; bfloat16 ones are as they are.
         with jax.default_matmul_precision("highest"):
             return getattr(module, name)(*inputs)
+
+    def _lacks(self, name):
+        return InputError(f"{self.fingerprint['name']} ({self.title}) {MISSING[name]}")
 
     def _compile(self, name, local):
         if (name, local) not in self._compiled:
@@ -355,7 +358,7 @@ class Backbone:
 
     def _tokenise(self, texts):
         if self._tokenizer is None:
-            raise InputError(f"{self.fingerprint['name']} ({self.title}) {MISSING['text']}")
+            raise self._lacks("text")
         for text in texts:
             if not isinstance(text, str):
                 raise InputError(f"a text must be a string; got {text!r:.60}")

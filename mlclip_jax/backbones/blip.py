@@ -25,8 +25,7 @@ from mlclip_jax.backbones.weights import (
     identity,
     linear_rows,
     norm_rows,
-    split_three,
-    split_three_transposed,
+    stacked_attention_rows,
 )
 
 
@@ -156,14 +155,6 @@ _IMAGE, _TEXT = r"vision_model\.encoder\.layers\.(\d+)", r"text_encoder\.encoder
 _IMAGE_LAYER, _TEXT_LAYER = r"image_tower/layers/\1", r"text_tower/layers/\1"
 
 
-def _image_attention_row(kind, transform):
-    paths = [
-        f"{_IMAGE_LAYER}/attention/{name}/{'kernel' if kind == 'weight' else 'bias'}"
-        for name in ("query", "key", "value")
-    ]
-    return rf"{_IMAGE}\.self_attn\.qkv\.{kind}", paths, transform
-
-
 def _text_attention_rows(key, attention, norm):
     rows = linear_rows(rf"{_TEXT}\.{key}\.output\.dense", f"{_TEXT_LAYER}/{attention}/out")
     for name in ("query", "key", "value"):
@@ -189,8 +180,9 @@ KEY_TABLE = [
     (r"vision_model\.embeddings\.position_embedding", "image_tower/patches/position_embedding", first),
     (r"vision_model\.embeddings\.patch_embedding\.weight", "image_tower/patches/embedding/kernel", conv),
     (r"vision_model\.embeddings\.patch_embedding\.bias", "image_tower/patches/embedding/bias", identity),
-    _image_attention_row("weight", split_three_transposed),
-    _image_attention_row("bias", split_three),
+    *stacked_attention_rows(
+        rf"{_IMAGE}\.self_attn\.qkv\.weight", rf"{_IMAGE}\.self_attn\.qkv\.bias", f"{_IMAGE_LAYER}/attention"
+    ),
     *linear_rows(rf"{_IMAGE}\.self_attn\.projection", f"{_IMAGE_LAYER}/attention/out"),
     *linear_rows(rf"{_IMAGE}\.mlp\.fc1", f"{_IMAGE_LAYER}/fc1"),
     *linear_rows(rf"{_IMAGE}\.mlp\.fc2", f"{_IMAGE_LAYER}/fc2"),

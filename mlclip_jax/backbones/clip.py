@@ -15,8 +15,7 @@ from mlclip_jax.backbones.weights import (
     identity,
     linear_rows,
     norm_rows,
-    split_three,
-    split_three_transposed,
+    stacked_attention_rows,
     transposed,
 )
 
@@ -165,10 +164,9 @@ IGNORED_KEYS = [r"(vision|text)_model\.embeddings\.position_ids"]
 def _block_rows(file, ours):
     """Rows of open_clip's transformer blocks, whose query, key and value are stacked in one array."""
     block, target = rf"{file}\.resblocks\.(\d+)", rf"{ours}/layers/\1"
-    attention = [f"{target}/attention/{name}" for name in ("query", "key", "value")]
+    attention = rf"{block}\.attn\.in_proj"
     return [
-        (rf"{block}\.attn\.in_proj_weight", [f"{path}/kernel" for path in attention], split_three_transposed),
-        (rf"{block}\.attn\.in_proj_bias", [f"{path}/bias" for path in attention], split_three),
+        *stacked_attention_rows(f"{attention}_weight", f"{attention}_bias", f"{target}/attention"),
         *linear_rows(rf"{block}\.attn\.out_proj", f"{target}/attention/out"),
         *linear_rows(rf"{block}\.mlp\.c_fc", f"{target}/fc1"),
         *linear_rows(rf"{block}\.mlp\.c_proj", f"{target}/fc2"),

@@ -12,7 +12,7 @@ from flax import nnx
 
 from mlclip_jax.backbones import convolution
 from mlclip_jax.backbones.clip import OPEN_CLIP_IGNORED_KEYS, OPEN_CLIP_TEXT_KEYS, TextTower
-from mlclip_jax.backbones.convolution import ConvNorm, conv_norm_rows
+from mlclip_jax.backbones.convolution import ConvNorm, conv_norm_rows, stage_rows
 from mlclip_jax.backbones.transformer import Attention, add, resize_positions, small_normal
 from mlclip_jax.backbones.weights import identity, linear_rows
 
@@ -27,40 +27,14 @@ class CLIPResNet(nnx.Module):
     """Both towers.
 
     Args:
-      depths, width, num_heads: of the image tower, see `ImageTower`.
-      image_size: pixels on a side, which the position embeddings were learnt on.
       text_config: a `transformers.CLIPTextConfig`.
       projection_width: p.
-      positions: see `ImageTower`.
-      folded: whether batch norms are in the convolutions, see `convolution.fold_norms`.
       dtype: of the products.
+      image_settings: what else an `ImageTower` is made of.
     """
 
-    def __init__(
-        self,
-        depths,
-        width,
-        num_heads,
-        image_size,
-        text_config,
-        projection_width,
-        *,
-        positions="pooled",
-        folded=False,
-        dtype=jnp.float32,
-        rngs,
-    ):
-        self.image = ImageTower(
-            depths,
-            width,
-            num_heads,
-            image_size,
-            projection_width,
-            positions=positions,
-            folded=folded,
-            dtype=dtype,
-            rngs=rngs,
-        )
+    def __init__(self, text_config, projection_width, *, dtype=jnp.float32, rngs, **image_settings):
+        self.image = ImageTower(projection_width=projection_width, dtype=dtype, rngs=rngs, **image_settings)
         self.text = TextTower(text_config, projection_width, dtype=dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.zeros(()))
 
@@ -75,6 +49,8 @@ class ImageTower(nnx.Module):
       image_size: pixels on a side, which the position embeddings were learnt on.
       projection_width: p.
       positions: which features get position embeddings, one of `POSITIONS`.
+      folded: whether batch norms are in the convolutions, see `convolution.fold_norms`.
+      dtype: of the products.
     """
 
     def __init__(
@@ -185,20 +161,6 @@ def _average(grid, stride):
     return grid.reshape(b, h // stride, stride, w // stride, stride, d).mean(axis=(2, 4))
 
 
-def _block_rows(stage):
-    key, target = rf"visual\.layer{stage + 1}\.(\d+)", rf"image/stages/{stage}/\1"
-    return [
-        row
-        for conv, norm, name in (
-            (rf"{key}\.conv1", rf"{key}\.bn1", "conv1"),
-            (rf"{key}\.conv2", rf"{key}\.bn2", "conv2"),
-            (rf"{key}\.conv3", rf"{key}\.bn3", "conv3"),
-            (rf"{key}\.downsample\.0", rf"{key}\.downsample\.1", "shortcut"),
-        )
-        for row in conv_norm_rows(conv, norm, f"{target}/{name}")
-    ]
-
-
 # Keys of OpenAI's own checkpoints, which open_clip_model.safetensors keeps.
 KEY_TABLE = [
     *OPEN_CLIP_TEXT_KEYS,
@@ -207,7 +169,7 @@ KEY_TABLE = [
         for i in (1, 2, 3)
         for row in conv_norm_rows(rf"visual\.conv{i}", rf"visual\.bn{i}", f"image/stem{i}")
     ),
-    *(row for stage in range(4) for row in _block_rows(stage)),
+    *stage_rows(r"visual\.", "image/"),
     (r"visual\.attnpool\.positional_embedding", "image/pool/position_embedding", identity),
     *(
         row

@@ -87,5 +87,21 @@ def conv_norm_rows(conv_key, norm_key, target):
     ]
 
 
+def stage_rows(key, target):
+    """Key-table rows of a ResNet's four stages of bottlenecks, by the names torchvision and OpenAI share."""
+    parts = [("conv1", "bn1", "conv1"), ("conv2", "bn2", "conv2"), ("conv3", "bn3", "conv3")]
+    parts.append((r"downsample\.0", r"downsample\.1", "shortcut"))
+    return [
+        row
+        for stage in range(4)
+        for conv_name, norm_name, ours in parts
+        for row in conv_norm_rows(
+            rf"{key}layer{stage + 1}\.(\d+)\.{conv_name}",
+            rf"{key}layer{stage + 1}\.(\d+)\.{norm_name}",
+            rf"{target}stages/{stage}/\1/{ours}",
+        )
+    ]
+
+
 # Counts what training has seen, and is in every file beside a batch norm's statistics.
 IGNORED_KEYS = [r".*\.num_batches_tracked"]

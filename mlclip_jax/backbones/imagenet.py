@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from mlclip_jax.backbones import convolution
-from mlclip_jax.backbones.convolution import ConvNorm, conv_norm_rows
+from mlclip_jax.backbones.convolution import ConvNorm, conv_norm_rows, stage_rows
 from mlclip_jax.backbones.transformer import add, linear
 from mlclip_jax.backbones.weights import conv, identity, transposed
 
@@ -168,25 +168,7 @@ def _vgg16_rows():
 # timm's keys, which for a ResNet are torchvision's.
 RESNET_KEY_TABLE = [
     *conv_norm_rows("conv1", "bn1", "stem"),
-    *(
-        row
-        for stage in range(4)
-        for i in (1, 2, 3)
-        for row in conv_norm_rows(
-            rf"layer{stage + 1}\.(\d+)\.conv{i}",
-            rf"layer{stage + 1}\.(\d+)\.bn{i}",
-            rf"stages/{stage}/\1/conv{i}",
-        )
-    ),
-    *(
-        row
-        for stage in range(4)
-        for row in conv_norm_rows(
-            rf"layer{stage + 1}\.(\d+)\.downsample\.0",
-            rf"layer{stage + 1}\.(\d+)\.downsample\.1",
-            rf"stages/{stage}/\1/shortcut",
-        )
-    ),
+    *stage_rows("", ""),
 ]
 RESNET_IGNORED_KEYS = [r"fc\.(weight|bias)", *convolution.IGNORED_KEYS]
 

@@ -53,6 +53,15 @@ def linear_rows(key, target):
     ]
 
 
+def stacked_attention_rows(weight_key, bias_key, target):
+    """Key-table rows of an attention's query, key and value where a file stacks them in one array."""
+    paths = [f"{target}/{name}" for name in ("query", "key", "value")]
+    return [
+        (weight_key, [f"{path}/kernel" for path in paths], split_three_transposed),
+        (bias_key, [f"{path}/bias" for path in paths], split_three),
+    ]
+
+
 # And back, for what is written.
 INVERSE = {
     identity: identity,
