@@ -18,6 +18,7 @@ DEPENDENCIES = [
     "numpy>=2.0,<3",  # arrays on the host
     "matplotlib>=3.9,<4",  # pictures of predictions, and the font of the built-in world
     "tokenizers>=0.22,<1",  # the tokenizer of a CLIP that is pre-trained here
+    "scikit-learn>=1.6,<2",  # Platt scaling and isotonic regression; the reference of the metrics
     "pillow>=11,<14",  # decoding and resizing exactly as CLIP's own preprocessing does
     "inflect>=7.4,<8",  # English articles, lists and plurals in generated texts
     "tqdm>=4.66,<5",  # progress bars
@@ -30,11 +31,13 @@ EXTRAS = {
         "pytest>=8.3,<10",
         "pytest-xdist>=3.6,<4",  # the tests on several cores at once
         "hypothesis>=6.100,<7",  # property-based tests
-        "scikit-learn>=1.6,<2",  # the reference of the metrics
         "ruff>=0.12,<1",  # lint and format
         "setuptools>=77",  # builds the wheel whose content is tested
     ],
-    "parity": ["torch==2.13.0"],  # the reference of the backbones
+    "parity": [
+        "torch==2.13.0",  # the reference of the backbones, adapters and losses
+        "torchmetrics==1.9.0",  # a second reference of the metrics
+    ],
 }
 
 setup(

@@ -20,7 +20,7 @@ from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Scenes, write_scenes
 from mlclip_jax.data.sources import read_embeddings, read_image
 from mlclip_jax.features import embed_images, embed_names, image_origin, write_embeddings
 from mlclip_jax.files import make_folder, replacing
-from mlclip_jax.metrics import PROTOCOL, mean_average_precision
+from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.predict import load
 from mlclip_jax.report import draw_predictions, markdown_table
 from mlclip_jax.texts.templates import CLASS_TEMPLATE
@@ -101,7 +101,7 @@ def demo(workdir, num_seeds=1):
     table = markdown_table(["method", "trained on", "scored on", "mAP", "seconds"], rows)
     gap = float(modality_gap(images.vectors, class_texts.vectors))
     notes = [
-        f"{PROTOCOL}; {len(images.vectors)} unseen scenes for each set of labels, 64x64 pixels.",
+        f"{PROTOCOLS['ap']}; {len(images.vectors)} unseen scenes for each set of labels, 64x64 pixels.",
         f"Backbone: {BACKBONE}, prompt {CLASS_TEMPLATE!r}; distance between the modalities' means {gap:.2f}.",
         f"Seconds: to train and to encode texts, {num_seeds} seed{'s' * (num_seeds > 1)}, "
         f"on {jax.device_count()} {jax.devices()[0].device_kind} device{'s' * (jax.device_count() > 1)}.",

@@ -34,7 +34,7 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.files import locked, make_folder, replacing
 from mlclip_jax.loop import resume, run_conditions, run_steps, update
 from mlclip_jax.losses import binary_cross_entropy_sum, contrastive_sum
-from mlclip_jax.metrics import PROTOCOL, mean_average_precision
+from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
@@ -148,7 +148,7 @@ def pretrain(config, workdir):
             "seconds": round(sum(line["seconds"] for line in log)),
             "held_out": len(source) - num_train,
             **evaluate(state),
-            "protocol": f"plain cosine, {CLASS_TEMPLATE!r}; {PROTOCOL}",
+            "protocol": f"plain cosine, {CLASS_TEMPLATE!r}; {PROTOCOLS['ap']}",
             "auxiliary label loss": bool(config.loss.auxiliary),
         }
         folder = workdir / "clip"
