@@ -15,16 +15,17 @@ needs no label to measure. Figures: README, "See it work".
 """
 
 from mlclip_jax.configs import mmm_clip, tai
-from mlclip_jax.errors import InputError
+from mlclip_jax.recipes import read_variant
 
 RADIUS = 23.0
+VARIANTS = ("tai", "no_noise", "fc")
 
 
 def get_config(variant="tai"):
-    """The recipe; `variant` is "tai", "no_noise" or "fc"."""
-    if variant not in ("tai", "no_noise", "fc"):
-        raise InputError(f"recipe demo has no variant {variant!r}; it has tai, no_noise and fc")
+    """The recipe; `variant` is one of `VARIANTS`, perhaps with `,loss=NAME`."""
+    variant, loss = read_variant("demo", variant, VARIANTS, "binary_cross_entropy")
     config = mmm_clip.get_config("fc") if variant == "fc" else tai.get_config("templates")
+    config.loss = loss
     config.backbone = "scenes-clip"
     config.perturbation.radius = RADIUS if variant == "tai" else 0.0
     return config

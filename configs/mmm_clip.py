@@ -6,7 +6,14 @@
         --config.evaluation.embeddings=test.npz --config.evaluation.labels=test.csv
 
 Variants:
-  fc   one fully connected layer on the image embedding.
+  fc             one fully connected layer on the image embedding, and each label's cosine beside it.
+  fc_published   as published: the first class's text beside the embedding; sigmoid and mean squared error.
+  mld            the labels' texts look at the image's local features.
+  mld_published  as published: they look at its embedding; the logit is a mean over channels; 3 blocks, as in
+                 its code, without dropout.
+
+`mmm_clip:mld,loss=asymmetric` sets another loss, whose constants are then `config.loss.*`. With
+`--config.examples.embeddings`, local features come from `mlclip embed --local`.
 
 Measured on the built-in world: README, "See it work".
 """
@@ -14,13 +21,16 @@ Measured on the built-in world: README, "See it work".
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from mlclip_jax.errors import InputError
+from mlclip_jax.recipes import read_variant
+
+VARIANTS = ("fc", "fc_published", "mld", "mld_published")
 
 
 def get_config(variant="fc"):
-    """The recipe; `variant` is "fc"."""
-    if variant != "fc":
-        raise InputError(f"recipe mmm_clip has no variant {variant!r}; it has fc")
+    """The recipe; `variant` is one of `VARIANTS`, perhaps with `,loss=NAME`."""
+    default_loss = "mean_squared_error" if variant.startswith("fc_published") else "binary_cross_entropy"
+    variant, loss = read_variant("mmm_clip", variant, VARIANTS, default_loss)
+    published = variant.endswith("published")
     config = ConfigDict()
     config.seed = 0
     config.backbone = placeholder(str)  # folder or hub name
@@ -51,10 +61,22 @@ def get_config(variant="fc"):
     config.perturbation.sampling = "surface"
 
     config.adapter = ConfigDict()
-    config.adapter.name = "fc"
+    if variant.startswith("fc"):
+        config.adapter.name = "fc"
+        config.adapter.text = "first" if published else "cosine"
+    else:
+        config.adapter.name = "mld"
+        config.adapter.features = "pooled" if published else "local"
+        config.adapter.readout = "mean" if published else "projection"
+        config.adapter.blocks = 3 if published else 1
+        config.adapter.num_heads = 4
+        config.adapter.hidden = 2048
+        config.adapter.dropout = 0.0 if published else 0.4
+    config.adapter.dtype = "float32"  # of the products; or "bfloat16"
+    config.loss = loss  # its name, and its constants
 
     config.optimizer = ConfigDict()  # AdamW under a 1-cycle schedule
-    config.optimizer.learning_rate = 1e-2  # the peak
+    config.optimizer.learning_rate = 1e-2 if config.adapter.name == "fc" else 3e-4  # the peak
     config.optimizer.weight_decay = 0.01
 
     config.train = ConfigDict()

@@ -14,6 +14,8 @@ Variants:
   embeddings  texts are mixtures of class-text embeddings; no backbone is loaded.
   templates   texts are sentences that name 1 to 3 labels, encoded by the backbone.
 
+`tai:embeddings,loss=asymmetric` sets another loss, whose constants are then `config.loss.*`.
+
 The paper trains on 10,000 texts for 60 epochs (9,375 steps of 64) at a peak rate of 1e-4, radius 25. Here the
 peak rate is 1e-3 over 3,000 steps. The radius is 12: about the distance between an image's embedding and that
 of the class text nearest to it, which needs no label to measure.
@@ -25,11 +27,14 @@ Measured (variant embeddings, ViT-B/32, 179 COCO photographs, 80 labels): 57.7 m
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from mlclip_jax.errors import InputError
+from mlclip_jax.recipes import read_variant
+
+VARIANTS = ("embeddings", "templates")
 
 
 def get_config(variant="embeddings"):
-    """The recipe; `variant` is "embeddings" or "templates"."""
+    """The recipe; `variant` is one of `VARIANTS`, perhaps with `,loss=NAME`."""
+    variant, loss = read_variant("tai", variant, VARIANTS, "binary_cross_entropy")
     config = ConfigDict()
     config.seed = 0
 
@@ -38,7 +43,7 @@ def get_config(variant="embeddings"):
     config.texts.max_labels = 3  # a text names 1 to this many labels
     if variant == "embeddings":
         config.texts.class_embeddings = placeholder(str)  # .npz or .npy, a row per class
-    elif variant == "templates":
+    else:
         config.backbone = placeholder(str)  # folder or hub name
         config.encoding = ConfigDict()  # how the backbone computes; what is left empty, it decides
         config.encoding.dtype = ""  # "float32" or "bfloat16"; by default float32 on CPUs, bfloat16 elsewhere
@@ -47,8 +52,6 @@ def get_config(variant="embeddings"):
         config.encoding.positions = ""  # of a CLIP ResNet: "pooled" (default), "all" or "none"
         config.encoding.shard_parameters = False  # split over the devices, for large models
         config.texts.labels = placeholder(str)  # text file, a label per line
-    else:
-        raise InputError(f"recipe tai has no variant {variant!r}; it has embeddings and templates")
 
     # Images to score; left empty, the run only trains.
     config.evaluation = ConfigDict()
@@ -66,6 +69,8 @@ def get_config(variant="embeddings"):
     config.adapter.hidden = 512
     config.adapter.depth = 3
     config.adapter.dropout = 0.1
+    config.adapter.dtype = "float32"  # of the products; or "bfloat16"
+    config.loss = loss  # its name, and its constants
 
     config.optimizer = ConfigDict()  # AdamW under a 1-cycle schedule
     config.optimizer.learning_rate = 1e-3  # the peak

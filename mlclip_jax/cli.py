@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("mlclip_jax.train", "train an adapter by a recipe, and score it"),
     "evaluate": ("mlclip_jax.evaluate", "score trained adapters, with intervals, in one table"),
     "pretrain": ("mlclip_jax.pretrain", "train a small CLIP on captioned images"),
+    "calibrate": ("mlclip_jax.calibrate", "fit a run's probabilities and thresholds to held-out images"),
     "predict": ("mlclip_jax.predict", "label images with a trained adapter"),
     "embed": ("mlclip_jax.features", "turn a folder of images or a file of texts into embeddings"),
     "scenes": ("mlclip_jax.data.scenes", "write images of the built-in world, with labels and captions"),

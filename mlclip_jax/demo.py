@@ -86,8 +86,7 @@ def demo(workdir, num_seeds=1):
     figures = {COSINE: [_score(cosine_scores(images.vectors, class_texts.vectors), images)]}
     seconds[COSINE] = [time.monotonic() - start]
     for method, own in runs.items():
-        scores = [evaluate.adapter_scores(run["graph"], run["parameters"], images.vectors) for run in own]
-        figures[method] = [_score(each, images) for each in scores]
+        figures[method] = [_score(evaluate.scores_of(run, images), images) for run in own]
     other_texts = embed_names(backbone, OTHER_LABELS, CLASS_TEMPLATE)
     other = _labelled(workdir, "other", split, other_texts)
     other_figure = _score(cosine_scores(other.vectors, other_texts.vectors), other)
@@ -161,7 +160,8 @@ def _draw(workdir, images):
     pictures = [read_image(workdir / "test/images" / name) for name in images.names[:DRAWN]]
     probabilities = run.predict(pictures)
     path = workdir / "predictions.png"
-    draw_predictions(path, pictures, probabilities, run.label_names, truth=images.labels[:DRAWN])
+    truth = images.labels[:DRAWN]
+    draw_predictions(path, pictures, probabilities, run.label_names, thresholds=run.thresholds, truth=truth)
 
 
 def define_flags(values, _):

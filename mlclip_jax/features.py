@@ -14,12 +14,13 @@ from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.texts.templates import check_template, fill
 
 
-def embed_images(load_backbone, folder):
+def embed_images(load_backbone, folder, *, local=False):
     """Embeds every image below a folder, by its path in it; files there that are no images are reported.
 
     Args:
       load_backbone: called without arguments once the folder is known to hold images.
       folder: searched with its subfolders.
+      local: whether to keep local features too.
 
     Raises:
       InputError: there is no such folder, no image in it, or one that cannot be read.
@@ -29,10 +30,12 @@ def embed_images(load_backbone, folder):
         listed = ", ".join(file.name for file in others[:4]) + (", ..." if len(others) > 4 else "")
         print(f"{folder}: {len(others)} files are no images and were left out: {listed}", file=sys.stderr)
     backbone = load_backbone()
+    encoded = backbone.encode_images(images, local=local)
     return Embeddings(
-        backbone.encode_images(images),
+        encoded.embeddings if local else encoded,
         names=tuple(image.relative_to(folder).as_posix() for image in images),
         origin=image_origin(backbone),
+        local=encoded.local if local else None,
     )
 
 
@@ -65,6 +68,7 @@ def write_embeddings(path, embeddings):
         "labels": embeddings.labels,
         "label_names": embeddings.label_names,
         "origin": None if embeddings.origin is None else json.dumps(embeddings.origin),
+        "local": embeddings.local,
     }
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **{name: np.asarray(array) for name, array in arrays.items() if array is not None})
@@ -79,6 +83,8 @@ def main(values):
     """mlclip embed --backbone=NAME (--images=FOLDER | --texts=FILE) --output=FILE.npz"""
     if (values.images is None) == (values.texts is None):
         raise InputError("give either --images=FOLDER or --texts=FILE")
+    if values.local and values.images is None:
+        raise InputError("--local is for --images: no adapter reads local features of texts")
     if values.template is not None:
         check_template(values.template)
     _check_output(values.output)  # known before the work is done, not after
@@ -88,7 +94,7 @@ def main(values):
     encoding = read_encoding({name: values[name].value for name in ENCODING})
     load = functools.partial(load_backbone, values.backbone, revision=values.revision, **encoding)
     if values.images is not None:
-        embeddings = embed_images(load, values.images)
+        embeddings = embed_images(load, values.images, local=values.local)
     else:
         lines = read_lines(values.texts)
         backbone = load()
@@ -98,7 +104,8 @@ def main(values):
             embeddings = Embeddings(backbone.encode_texts(lines), tuple(lines), origin=backbone.fingerprint)
     write_embeddings(values.output, embeddings)
     count, width = embeddings.vectors.shape
-    print(f"{count} embeddings of width {width} in {values.output}")
+    local = "" if embeddings.local is None else f", each with {embeddings.local.shape[1]} local ones,"
+    print(f"{count} embeddings of width {width}{local} in {values.output}")
 
 
 def define_flags(values, _):
@@ -118,6 +125,9 @@ def define_flags(values, _):
         "shard_parameters", False, "split the parameters over the devices", flag_values=values
     )
     flags.DEFINE_string("images", None, "folder of images, searched with its subfolders", flag_values=values)
+    flags.DEFINE_boolean(
+        "local", False, "keep images' local features too, which some adapters read", flag_values=values
+    )
     flags.DEFINE_string("texts", None, "text file, one text or name per line", flag_values=values)
     flags.DEFINE_string(
         "template", None, 'sentence to put each name into: "a photo of {labels}."', flag_values=values

@@ -6,6 +6,10 @@ import jax
 from flax import nnx
 
 
+class Frozen(nnx.Variable):
+    """An array that a module reads and training leaves as it is."""
+
+
 def split_module(module):
     """A module as a static graph and a nested dict of its parameters.
 
@@ -14,6 +18,12 @@ def split_module(module):
     """
     graph, state = nnx.split(module)
     return graph, _map_keys(nnx.to_pure_dict(state), str)
+
+
+def split_trainable(module):
+    """What `split_module` gives, in three: the graph, the parameters, and what is `Frozen`."""
+    graph, parameters, frozen = nnx.split(module, nnx.Param, Frozen)
+    return graph, *(_map_keys(nnx.to_pure_dict(state), str) for state in (parameters, frozen))
 
 
 def abstract_module(make):
@@ -30,10 +40,11 @@ def abstract_module(make):
     return split_module(nnx.eval_shape(initialise))
 
 
-def merge_module(graph, parameters):
-    """The module that `split_module` split; works inside any JAX transformation."""
+def merge_module(graph, *states):
+    """The module that `split_module` or `split_trainable` split; works inside any JAX transformation."""
     # NNX pairs a dict with its graph by sorted order, in which the string "10" would come before "2".
-    return nnx.merge(graph, _map_keys(parameters, lambda key: int(key) if key.isdigit() else key))
+    states = (_map_keys(state, lambda key: int(key) if key.isdigit() else key) for state in states)
+    return nnx.merge(graph, *states)
 
 
 def _map_keys(tree, change):

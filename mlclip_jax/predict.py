@@ -4,13 +4,13 @@ import csv
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 
 from mlclip_jax import evaluate
+from mlclip_jax.adapters import reads_local
 from mlclip_jax.checkpoints import describe
-from mlclip_jax.data.sources import list_images, read_image
+from mlclip_jax.data.sources import Embeddings, list_images, read_image, read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.report import draw_predictions
@@ -71,11 +71,13 @@ class Predictor:
 
     Attributes:
       label_names: K names.
+      thresholds: `(K,)`, the probability from which each label is predicted: `mlclip calibrate`'s, or 0.5.
       backbone: the `Backbone`.
     """
 
     def __init__(self, run, backbone):
         self.label_names = run["class_texts"].names
+        self.thresholds = evaluate.thresholds_of(run)
         self.backbone = backbone
         self._run = run
 
@@ -86,14 +88,33 @@ class Predictor:
           images: list of paths, `PIL.Image`s or uint8 arrays (h, w, 3).
 
         Returns:
-          float32 `(len(images), K)`: the sigmoid of the adapter's logits.
+          float32 `(len(images), K)`: calibrated, if the run is; else the sigmoid of the adapter's logits.
 
         Raises:
           InputError: an image cannot be read; it is named.
         """
-        embeddings = self.backbone.encode_images(images)
-        logits = evaluate.adapter_scores(self._run["graph"], self._run["parameters"], embeddings)
-        return np.asarray(jax.nn.sigmoid(logits))
+        local = reads_local(self._run["config"].adapter)
+        encoded = self.backbone.encode_images(images, local=local)
+        images = Embeddings(encoded.embeddings, local=encoded.local) if local else Embeddings(encoded)
+        return evaluate.probabilities_of(self._run, evaluate.scores_of(self._run, images))
+
+    def with_labels(self, label_names):
+        """This run with other labels than it was trained on: zero-shot transfer.
+
+        Args:
+          label_names: names, put into the same sentence as those that it was trained on.
+
+        Returns:
+          A `Predictor`, uncalibrated.
+
+        Raises:
+          InputError: its adapter knows no labels but its own; MLD and ML-Decoder with text queries do.
+
+        Example:
+          >>> probabilities = run.with_labels(["cat", "kitten"]).predict(["cat.jpg"])  # (1, 2)
+        """
+        (carried,) = evaluate.carry_over([self._run], list(label_names), lambda: self.backbone)
+        return Predictor(carried, self.backbone)
 
 
 def main(values):
@@ -101,14 +122,19 @@ def main(values):
     _check_outputs(values)
     files = find_images(values.images)
     predictor = load(values.workdir, backbone=values.backbone)
+    if values.classes:
+        predictor = predictor.with_labels(read_lines(values.classes))
     probabilities = predictor.predict(files)
-    write_predictions(values.output, files, probabilities, predictor.label_names, values.threshold)
+    thresholds = predictor.thresholds
+    if values.threshold is not None:
+        thresholds = np.full_like(thresholds, values.threshold)
+    write_predictions(values.output, files, probabilities, predictor.label_names, thresholds)
     print(f"{len(files)} images, {len(predictor.label_names)} labels: {values.output}")
     if values.picture:
         drawn = files[:DRAWN]
         images = [_thumbnail(file) for file in drawn]
         draw_predictions(
-            values.picture, images, probabilities[:DRAWN], predictor.label_names, threshold=values.threshold
+            values.picture, images, probabilities[:DRAWN], predictor.label_names, thresholds=thresholds
         )
         print(f"the first {len(drawn)} of them, drawn: {values.picture}")
 
@@ -135,7 +161,7 @@ def find_images(paths):
     return files
 
 
-def write_predictions(path, files, probabilities, label_names, threshold):
+def write_predictions(path, files, probabilities, label_names, thresholds):
     """Writes a row for each file: its name, the labels that reach the threshold, every label's probability.
 
     Args:
@@ -144,7 +170,7 @@ def write_predictions(path, files, probabilities, label_names, threshold):
       files: N names.
       probabilities: `(N, K)`.
       label_names: K names.
-      threshold: in [0, 1].
+      thresholds: `(K,)`; a label is predicted where its probability reaches its own.
     """
     path = Path(path)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as output:
@@ -152,7 +178,7 @@ def write_predictions(path, files, probabilities, label_names, threshold):
             table = csv.writer(output)
             table.writerow(["file", "labels", *label_names])
         for file, row in zip(files, probabilities):
-            present = [name for name, p in zip(label_names, row) if p >= threshold]
+            present = [name for name, p, t in zip(label_names, row, thresholds) if p >= t]
             if path.suffix == ".csv":
                 table.writerow([file, "|".join(present), *(f"{p:.4f}" for p in row)])
             else:
@@ -186,10 +212,16 @@ def define_flags(values, _):
     flags.DEFINE_string("picture", None, f".png to draw the first {DRAWN} images in", flag_values=values)
     flags.DEFINE_float(
         "threshold",
-        0.5,
-        "probability from which a label is predicted",
+        None,
+        "probability from which a label is predicted; by default that of mlclip calibrate, or 0.5",
         lower_bound=0,
         upper_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "classes",
+        None,
+        "text file, a label per line: these labels, not the run's own, with an adapter that reads them",
         flag_values=values,
     )
     flags.DEFINE_string(

@@ -33,7 +33,7 @@ from mlclip_jax.data.sources import CaptionedImages
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import locked, make_folder, replacing
 from mlclip_jax.loop import resume, run_conditions, run_steps, update
-from mlclip_jax.losses import binary_cross_entropy_sum, contrastive_sum
+from mlclip_jax.losses import binary_cross_entropy, contrastive_sum
 from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
@@ -288,7 +288,7 @@ def make_pretrain_step(graph, optimizer, loss_settings, normalise):
             contrastive, count = contrastive_sum(images, texts, scale)
             total, labelling = contrastive, jnp.zeros(())
             if model.head is not None:
-                labelling, known = binary_cross_entropy_sum(model.head(pooled), batch["labels"])
+                labelling, known = binary_cross_entropy.sum_and_count(model.head(pooled), batch["labels"])
                 # A mean over labels beside a mean over pairs: both become sums over the same count.
                 pairs, known = jax.lax.psum((count, known), AXIS)
                 labelling = labelling * pairs / jnp.maximum(known, 1)

@@ -77,6 +77,35 @@ def find_recipe(name):
     raise InputError(f"no recipe {name!r}: neither a file nor one of {', '.join(sorted(shipped))}")
 
 
+def read_variant(recipe, variant, variants, loss):
+    """The variant of a recipe, such as "mld" or "mld,loss=asymmetric", and the loss it is trained with.
+
+    Args:
+      recipe: its name.
+      variant: what was given.
+      variants: those there are.
+      loss: the name of the default loss.
+
+    Returns:
+      The variant, and a `ConfigDict` of the loss's `name` and all its constants.
+
+    Raises:
+      InputError: there is no such variant, or no such loss.
+    """
+    from mlclip_jax.losses import LOSSES, constants
+
+    given, *options = variant.split(",")
+    if given not in variants:
+        raise InputError(f"recipe {recipe} has no variant {given!r}; it has {', '.join(variants)}")
+    for option in options:
+        if not option.startswith("loss="):
+            raise InputError(f"recipe {recipe} takes loss=NAME after its variant, not {option!r}")
+        loss = option.removeprefix("loss=")
+    if loss not in LOSSES:
+        raise InputError(f"no loss {loss!r}; there are {', '.join(LOSSES)}")
+    return given, ConfigDict({"name": loss} | constants(loss))
+
+
 def write_config(folder, config):
     """Writes a resolved config to `config.json` in a run's folder."""
     with replacing(Path(folder) / "config.json") as temporary:

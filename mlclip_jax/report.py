@@ -14,7 +14,7 @@ def markdown_table(header, rows):
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def draw_predictions(path, images, probabilities, label_names, *, threshold=0.5, truth=None, columns=6):
+def draw_predictions(path, images, probabilities, label_names, *, thresholds, truth=None, columns=6):
     """Draws images with their predicted labels below them.
 
     Args:
@@ -22,7 +22,7 @@ def draw_predictions(path, images, probabilities, label_names, *, threshold=0.5,
       images: N `PIL.Image`s or arrays.
       probabilities: `(N, K)`.
       label_names: K names.
-      threshold: a label is predicted where its probability reaches this.
+      thresholds: `(K,)`; a label is predicted where its probability reaches its own.
       truth: `(N, K)` in {1, 0, -1}, or None. With it, right labels are green, wrong ones red, and what was
         missed is named in grey.
       columns: how many images stand side by side.
@@ -35,7 +35,7 @@ def draw_predictions(path, images, probabilities, label_names, *, threshold=0.5,
 
     columns = min(columns, len(images))
     texts = [
-        _label_lines(row, label_names, threshold, None if truth is None else truth[i])
+        _label_lines(row, label_names, thresholds, None if truth is None else truth[i])
         for i, row in enumerate(probabilities)
     ]
     # In inches: a square for each image, and room for its lines below; each row as high as it needs.
@@ -58,11 +58,11 @@ def draw_predictions(path, images, probabilities, label_names, *, threshold=0.5,
         figure.savefig(temporary, format="png", dpi=100)
 
 
-def _label_lines(probabilities, label_names, threshold, truth):
+def _label_lines(probabilities, label_names, thresholds, truth):
     """What is written below an image: pairs of text and colour, the most probable first."""
     lines = []
     for k in np.argsort(-probabilities):
-        predicted = probabilities[k] >= threshold
+        predicted = probabilities[k] >= thresholds[k]
         text = f"{label_names[k]} {100 * probabilities[k]:.0f}%"
         if predicted:
             colour = "black" if truth is None else {1: RIGHT, 0: WRONG, -1: "black"}[int(truth[k])]

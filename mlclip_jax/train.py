@@ -7,6 +7,7 @@ goes on from its newest checkpoint to the result it would have had undisturbed.
 import functools
 import hashlib
 import math
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,11 +17,13 @@ import numpy as np
 import optax
 from absl import flags
 from flax import nnx
+from ml_collections import ConfigDict
 
 from mlclip_jax import evaluate, recipes
-from mlclip_jax.adapters import ADAPTERS, make_adapter
+from mlclip_jax.adapters import ADAPTERS, TITLES, fc, layers, make_adapter, ml_decoder, mmm_mld, reads_local
 from mlclip_jax.backbones.weights import fingerprint
 from mlclip_jax.checkpoints import Checkpoints
+from mlclip_jax.configs import ml_decoder as ml_decoder_recipe
 from mlclip_jax.configs import mmm_clip, tai
 from mlclip_jax.data.pipeline import batch_indices
 from mlclip_jax.data.sources import Embeddings, read_embeddings, read_lines
@@ -28,9 +31,9 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.features import embed_names, write_embeddings
 from mlclip_jax.files import locked, make_folder
 from mlclip_jax.loop import make_chunk, resume, run_conditions, run_steps, update
-from mlclip_jax.losses import binary_cross_entropy_sum
+from mlclip_jax.losses import COUPLED, LOSSES, constants
 from mlclip_jax.metrics import mean_average_precision
-from mlclip_jax.modules import merge_module, split_module
+from mlclip_jax.modules import merge_module, split_trainable
 from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
 from mlclip_jax.perturbation import LENGTHS, perturb
 from mlclip_jax.texts.label_sets import sample_label_sets
@@ -60,47 +63,57 @@ def train(config, workdir):
       InputError: the recipe, what it names, or the folder cannot be used.
     """
     mesh = make_mesh()
+    config = with_loss_constants(config)
     _check(config, mesh.size)
     make_folder(workdir)
     workdir = Path(workdir)
     recipes.check_same_run(workdir, config, MAY_CHANGE)
     backbone = functools.cache(lambda: evaluate.load_backbone_of(config))
     class_texts = read_class_texts(config, backbone)
-    images = None
+    images, local = None, reads_local(config.adapter)
     if any(config.evaluation.values()):
-        images = evaluate.read_images(config.evaluation, class_texts, backbone)
-    frozen = class_texts.origin
+        images = evaluate.read_images(config.evaluation, class_texts, backbone, local=local)
+    origin = class_texts.origin
     if "examples" in config:
-        examples = evaluate.read_images(config.examples, class_texts, backbone, section="examples")
-        content = examples.vectors.tobytes() + examples.labels.tobytes()
-        frozen = frozen | {"examples": hashlib.sha256(content).hexdigest()}
+        examples = evaluate.read_images(
+            config.examples, class_texts, backbone, section="examples", local=local
+        )
+        origin = origin | {"examples": evaluate.digest(examples)}
     else:
         examples = read_training_texts(config, class_texts, backbone, workdir)
 
-    num_labels, width = class_texts.vectors.shape
-    adapter = make_adapter(config.adapter, width, num_labels, rngs=nnx.Rngs(config.seed))
-    graph, parameters = split_module(adapter)
+    adapter = make_adapter(config.adapter, class_texts.vectors, rngs=nnx.Rngs(config.seed))
+    graph, parameters, frozen = split_trainable(adapter)
     optimizer = make_optimizer(config)
     state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
 
-    step_function = make_train_step(graph, optimizer, config.perturbation, jax.random.key(config.seed))
+    step_function = make_train_step(
+        graph, optimizer, make_loss(config.loss), config.perturbation, jax.random.key(config.seed)
+    )
     run_on_devices = data_parallel(make_chunk(step_function), config.train.parallel, mesh)
-    data = jax.device_put({"embeddings": examples.vectors, "labels": examples.labels}, replicated(mesh))
+    data = {"embeddings": examples.vectors, "labels": examples.labels}
+    if local:
+        data["local"] = examples.local
+    data, frozen = jax.device_put((data, frozen), replicated(mesh))
 
     def run_chunk(state, first, end):
         steps = np.arange(first, end, dtype=np.int32)
         number, size = len(examples.vectors), config.train.batch_size
         indices = [batch_indices(config.seed, t, number, size) for t in steps]
-        # The backbone's work is in the data already: this step reads none of its weights.
-        return run_on_devices(state, {}, data, np.stack(indices), steps)
+        # The backbone's work is in the data already; what is frozen here are the class texts and the like.
+        return run_on_devices(state, frozen, data, np.stack(indices), steps)
 
     def evaluate_now(state):
-        scores = evaluate.adapter_scores(graph, state["parameters"], images.vectors)
+        scores = evaluate.adapter_scores(graph, state["parameters"], frozen, images.vectors, images.local)
         return {"mAP_percent": 100 * mean_average_precision(scores, images.labels)[0]}
 
-    with locked(workdir), Checkpoints(workdir / "checkpoints", frozen) as checkpoints:
+    with locked(workdir), Checkpoints(workdir / "checkpoints", origin) as checkpoints:
         step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
+        title, number = TITLES[config.adapter.name], sum(x.size for x in jax.tree.leaves(parameters))
+        print(f"{title}: {number:,} parameters, {config.adapter.dtype}", file=sys.stderr)
         recipes.write_config(workdir, config)
+        if "examples" in config:
+            evaluate.write_trained_on(workdir, examples)
         write_embeddings(workdir / "classes.npz", class_texts)
         state = run_steps(
             run_chunk,
@@ -112,7 +125,8 @@ def train(config, workdir):
             evaluate_now if images is not None else None,
         )
     learnt_from = f"{len(examples.vectors)} {'images' if 'examples' in config else 'texts'}"
-    print(f"{workdir}: trained {config.train.steps} steps on {learnt_from} about {num_labels} labels")
+    labels = f"{len(class_texts.names)} labels"
+    print(f"{workdir}: trained {config.train.steps} steps on {learnt_from} about {labels}")
     if images is not None:
         evaluate.print_comparison(evaluate.compare([evaluate.read_run(workdir)], images))
     return state["parameters"]
@@ -172,7 +186,40 @@ def make_schedule(config):
     return optax.cosine_onecycle_schedule(config.train.steps, config.optimizer.learning_rate)
 
 
-def make_train_step(graph, optimizer, perturbation, key):
+def make_loss(settings):
+    """The loss of a recipe, of one device's share of the batch: `loss(logits, labels) -> (sum, count)`.
+
+    Args:
+      settings: its `loss`: a mapping of `name`, one of `losses.LOSSES`, and its constants.
+    """
+    sum_and_count = _sum_and_count(settings)
+    if settings["name"] not in COUPLED:
+        return sum_and_count
+
+    def gathered(logits, labels):
+        total, count = sum_and_count(*jax.lax.all_gather((logits, labels), AXIS, tiled=True))
+        # Every device computes all of it, so each answers for its share.
+        devices = jax.lax.axis_size(AXIS)
+        return total / devices, count / devices
+
+    return gathered
+
+
+def _sum_and_count(settings):
+    own = {key: value for key, value in settings.items() if key != "name"}
+    return functools.partial(LOSSES[settings["name"]].sum_and_count, **own)
+
+
+def with_loss_constants(config):
+    """A recipe, with the source's constants where its loss leaves them out."""
+    config = ConfigDict(config)
+    if config.get("loss", {}).get("name") not in LOSSES:
+        raise InputError(f"the recipe's loss.name must be one of {', '.join(LOSSES)}")
+    config.loss = ConfigDict(constants(config.loss.name) | config.loss.to_dict())
+    return config
+
+
+def make_train_step(graph, optimizer, loss_sum, perturbation, key):
     """The training step of one device: `train_step(state, frozen, batch, step) -> (state, metrics)`.
 
     Written for any number of devices: `batch` is one device's share of the global batch, and sums over
@@ -182,26 +229,29 @@ def make_train_step(graph, optimizer, perturbation, key):
     Args:
       graph: the adapter's `nnx.GraphDef`.
       optimizer: an `optax.GradientTransformation`.
+      loss_sum: from `make_loss`.
       perturbation: `radius` and `sampling`; see `perturbation.perturb`.
       key: the run's typed PRNG key.
     """
 
-    def example_logits(parameters, embedding, key):
-        noise_key, dropout_key = jax.random.split(key)
-        embedding = perturb(noise_key, embedding, perturbation.radius, perturbation.sampling)
-        return merge_module(graph, parameters)(embedding, dropout_key)
+    def perturb_one(key, embedding):
+        return perturb(key, embedding, perturbation.radius, perturbation.sampling)
 
     def train_step(state, frozen, batch, step):
-        del frozen
         size = len(batch["labels"])
         positions = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), positions)
+        noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        embeddings = jax.vmap(perturb_one)(noise_keys, batch["embeddings"])
 
         def loss(parameters):
-            logits = jax.vmap(example_logits, (None, 0, 0))(parameters, batch["embeddings"], keys)
-            return binary_cross_entropy_sum(logits, batch["labels"])
+            adapter = merge_module(graph, parameters, frozen)
+            return loss_sum(adapter(embeddings, batch.get("local"), dropout_keys), batch["labels"])
 
-        sums, gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
+        with jax.numpy_dtype_promotion(
+            "standard"
+        ):  # the gradient of JAX's attention in bfloat16 mixes dtypes
+            sums, gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
         return update(optimizer, state, *sums, gradient)
 
     return train_step
@@ -226,10 +276,13 @@ def _check(config, num_devices):
     """Refuses what could only fail later, or silently mean something else."""
     if config.get("adapter", {}).get("name") not in ADAPTERS:
         raise InputError(f"the recipe's adapter.name must be one of {', '.join(ADAPTERS)}")
-    if config.adapter.name == "fc":
-        expected = mmm_clip.get_config("fc")
-    else:
+    if config.adapter.name == "tai":
         expected = tai.get_config("templates" if "backbone" in config else "embeddings")
+    elif config.adapter.name == "ml_decoder":
+        expected = ml_decoder_recipe.get_config()
+    else:
+        expected = mmm_clip.get_config(config.adapter.name)
+    expected.loss = ConfigDict({"name": config.loss.name} | constants(config.loss.name))
     conditions = {
         "texts.number": (lambda n: n >= 1, "at least 1"),
         "texts.max_labels": (lambda n: n >= 1, "at least 1"),
@@ -238,11 +291,27 @@ def _check(config, num_devices):
         "adapter.hidden": (lambda n: n >= 1, "at least 1"),
         "adapter.depth": (lambda n: n >= 1, "at least 1"),
         "adapter.dropout": (lambda p: 0 <= p < 1, "in [0, 1)"),
+        "adapter.dtype": (lambda d: d in layers.DTYPES, f"one of {', '.join(layers.DTYPES)}"),
+        "adapter.text": (lambda t: t in fc.TEXTS, f"one of {', '.join(fc.TEXTS)}"),
+        "adapter.features": (lambda f: f in layers.FEATURES, f"one of {', '.join(layers.FEATURES)}"),
+        "adapter.readout": (lambda r: r in mmm_mld.READOUTS, f"one of {', '.join(mmm_mld.READOUTS)}"),
+        "adapter.queries": (lambda q: q in ml_decoder.QUERIES, f"one of {', '.join(ml_decoder.QUERIES)}"),
+        "adapter.blocks": (lambda n: n >= 1, "at least 1"),
+        "adapter.num_heads": (lambda n: n >= 1, "at least 1"),
+        "adapter.groups": (lambda n: n >= 1, "at least 1"),
+        "adapter.width": (lambda n: n >= 1, "at least 1"),
         "optimizer.learning_rate": (lambda r: 0 < r < math.inf, "finite and positive"),
         "optimizer.weight_decay": (lambda w: 0 <= w < math.inf, "finite and not negative"),
     }
+    for name, default in constants(config.loss.name).items():
+        if isinstance(default, float):
+            conditions[f"loss.{name}"] = (math.isfinite, "finite")
     required = ("backbone", "texts.class_embeddings", "texts.labels")
     recipes.check(config, expected, required, conditions | run_conditions(num_devices))
+    try:
+        _sum_and_count(config.loss)(np.zeros((1, 2), np.float32), np.array([[1, 0]], np.int8))
+    except ValueError as error:
+        raise InputError(f"loss {config.loss.name}: {error}") from error
 
 
 def define_flags(values, argv):

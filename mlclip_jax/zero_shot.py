@@ -27,6 +27,6 @@ def standardise(scores):
 
 
 def unit(vectors):
-    """Vectors `(N, D)` over their lengths; a zero vector stays."""
-    length = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    """Vectors `(..., D)` over their lengths; a zero vector stays."""
+    length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / jnp.where(length > 0, length, 1)

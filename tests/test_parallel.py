@@ -8,14 +8,15 @@ from ml_collections import ConfigDict
 
 from mlclip_jax.adapters.tai import TaIAdapter
 from mlclip_jax.configs import tai
-from mlclip_jax.modules import split_module
+from mlclip_jax.losses import LOSSES
+from mlclip_jax.modules import split_trainable
 from mlclip_jax.parallel import MODES, data_parallel, make_mesh, replicated
-from mlclip_jax.train import make_chunk, make_optimizer, make_train_step
+from mlclip_jax.train import make_chunk, make_loss, make_optimizer, make_train_step
 
 NUMBER, WIDTH, LABELS, BATCH = 37, 12, 5, 8
 
 
-def run(mode, num_devices, num_steps, labels=None):
+def run(mode, num_devices, num_steps, labels=None, loss="binary_cross_entropy"):
     """Parameters and losses after some steps of a small adapter, with noise, dropout and unknown labels."""
     config = ConfigDict(tai.get_config())
     config.train.steps = 200
@@ -23,19 +24,22 @@ def run(mode, num_devices, num_steps, labels=None):
     generator = np.random.default_rng(0)
     embeddings = generator.normal(size=(NUMBER, WIDTH)).astype(np.float32)
     labels = generator.integers(-1, 2, (NUMBER, LABELS)).astype(np.int8) if labels is None else labels
-    adapter = TaIAdapter(WIDTH, LABELS, hidden=16, dropout=0.3, rngs=nnx.Rngs(0))
-    graph, parameters = split_module(adapter)
+    class_texts = np.zeros((LABELS, WIDTH), np.float32)
+    adapter = TaIAdapter(class_texts, hidden=16, dropout=0.3, rngs=nnx.Rngs(0))
+    graph, parameters, frozen = split_trainable(adapter)
     optimizer = make_optimizer(config)
     mesh = make_mesh(jax.devices()[:num_devices])
     state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
     state, data = jax.device_put((state, {"embeddings": embeddings, "labels": labels}), replicated(mesh))
-    step = make_train_step(graph, optimizer, config.perturbation, jax.random.key(7))
+    step = make_train_step(
+        graph, optimizer, make_loss({"name": loss}), config.perturbation, jax.random.key(7)
+    )
     run_chunk = data_parallel(make_chunk(step), mode, mesh)
     indices = np.random.default_rng(1).integers(0, NUMBER, (num_steps, BATCH)).astype(np.int32)
     losses = []
     for start in range(0, num_steps, 50):
         steps = np.arange(start, min(start + 50, num_steps), dtype=np.int32)
-        state, metrics = run_chunk(state, {}, data, indices[start : start + 50], steps)
+        state, metrics = run_chunk(state, frozen, data, indices[start : start + 50], steps)
         losses.append(metrics["loss"])
     return jax.device_get(state["parameters"]), np.concatenate(losses)
 
@@ -59,6 +63,17 @@ def test_modes_and_devices_agree(reference, mode, num_devices, num_steps, tolera
     assert losses.shape == (num_steps,)
     np.testing.assert_allclose(losses, expected_losses, rtol=tolerance)
     assert relative_difference(parameters, expected_parameters) < tolerance
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_is_the_same_on_any_number_of_devices(loss, mode):
+    """Those that couple samples see the batch of all devices; sums and means are over all of them."""
+    labels = np.random.default_rng(3).choice([0, 1, -1], (NUMBER, LABELS), p=[0.6, 0.3, 0.1]).astype(np.int8)
+    one, four = (run(mode, num_devices, 3, labels, loss) for num_devices in (1, 4))
+    np.testing.assert_allclose(four[1], one[1], rtol=1e-5)
+    assert relative_difference(four[0], one[0]) < 1e-4
+    assert (four[1] != 0).all()
 
 
 def test_unknown_labels_on_one_device_only_do_not_shift_the_mean():

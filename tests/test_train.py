@@ -10,6 +10,7 @@ import pytest
 from clip_cases import images
 from flax import nnx
 from interruption import stopped_after
+from ml_collections import ConfigDict
 from PIL import Image
 from small_world import LABELS, train_arguments, write_embeddings
 from tiny_clip import config_with, write_clip
@@ -22,9 +23,9 @@ from mlclip_jax.data.sources import read_embeddings
 from mlclip_jax.files import locked
 from mlclip_jax.loop import Log, make_chunk
 from mlclip_jax.losses import binary_cross_entropy
-from mlclip_jax.modules import merge_module, split_module
+from mlclip_jax.modules import merge_module, split_trainable
 from mlclip_jax.parallel import data_parallel, make_mesh, replicated
-from mlclip_jax.train import make_optimizer, make_schedule, make_train_step, train
+from mlclip_jax.train import make_loss, make_optimizer, make_schedule, make_train_step, train
 
 
 @pytest.fixture(scope="module")
@@ -398,22 +399,26 @@ class TestStep:
 
     def parameters(self, steps=(0,), **changes):
         config = tai.get_config()
+        config.loss = ConfigDict(changes.pop("loss", config.loss))
         config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
         generator = np.random.default_rng(0)
         batch = {
             "embeddings": generator.normal(size=(8, 6)).astype(np.float32),
             "labels": generator.integers(0, 2, (8, 3)).astype(np.int8),
         }
-        adapter = TaIAdapter(6, 3, hidden=16, dropout=config.adapter.dropout, rngs=nnx.Rngs(0))
-        graph, parameters = split_module(adapter)
+        class_texts = np.zeros((3, 6), np.float32)
+        settings = {"hidden": 16, "dropout": config.adapter.dropout, "dtype": config.adapter.dtype}
+        adapter = TaIAdapter(class_texts, **settings, rngs=nnx.Rngs(0))
+        graph, parameters, frozen = split_trainable(adapter)
         optimizer = make_optimizer(config)
         state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
         mesh = make_mesh(jax.devices()[:1])
-        step = make_train_step(graph, optimizer, config.perturbation, jax.random.key(config.seed))
+        loss, key = make_loss(config.loss), jax.random.key(config.seed)
+        step = make_train_step(graph, optimizer, loss, config.perturbation, key)
         chunk = data_parallel(make_chunk(step), "shard_map", mesh)
         indices = np.tile(np.arange(8, dtype=np.int32), (len(steps), 1))
         state, _ = chunk(
-            jax.device_put(state, replicated(mesh)), {}, batch, indices, np.array(steps, np.int32)
+            jax.device_put(state, replicated(mesh)), frozen, batch, indices, np.array(steps, np.int32)
         )
         return np.concatenate([np.ravel(x) for x in jax.tree.leaves(state["parameters"])])
 
@@ -429,6 +434,8 @@ class TestStep:
             {"optimizer__weight_decay": 0.5},
             {"train__steps": 300},
             {"seed": 1},
+            {"loss": {"name": "focal"}},
+            {"adapter__dtype": "bfloat16"},
         ):
             assert not np.array_equal(self.parameters((0, 1), **change), base), change
 
@@ -442,12 +449,14 @@ class TestStep:
         """One step, with NumPy: Adam's first step is the sign of the gradient, then the decay."""
         changes = {"perturbation__radius": 0.0, "adapter__dropout": 0.0, "optimizer__weight_decay": 0.1}
         parameters = self.parameters((0,), **changes)
-        adapter = TaIAdapter(6, 3, hidden=16, rngs=nnx.Rngs(0))
-        graph, start = split_module(adapter)
+        adapter = TaIAdapter(np.zeros((3, 6), np.float32), hidden=16, rngs=nnx.Rngs(0))
+        graph, start, frozen = split_trainable(adapter)
         generator = np.random.default_rng(0)
         embeddings = generator.normal(size=(8, 6)).astype(np.float32)
         labels = generator.integers(0, 2, (8, 3)).astype(np.int8)
-        gradient = jax.grad(lambda p: binary_cross_entropy(merge_module(graph, p)(embeddings), labels))(start)
+        gradient = jax.grad(
+            lambda p: binary_cross_entropy(merge_module(graph, p, frozen)(embeddings), labels)
+        )(start)
         rate = 1e-3 / 25  # where the 1-cycle begins
         expected = jax.tree.map(
             lambda p, g: p - rate * (g / (np.abs(g) + 1e-8) + 0.1 * p),

@@ -1,21 +1,45 @@
-"""Trainable adapters: embeddings to logits, one method a file."""
+"""Trainable adapters: image to logits, one method a file.
+
+All are called alike: `adapter(embeddings, local=None, keys=None)`, with embeddings (b, D), local features
+(b, T, D) where it reads them, and in training a PRNG key for each example, (b,), which decides what is
+dropped out of it; logits (b, K) come back, float32.
+"""
 
 from mlclip_jax.adapters.fc import FCAdapter
+from mlclip_jax.adapters.ml_decoder import MLDecoder
+from mlclip_jax.adapters.mmm_mld import MLDAdapter
 from mlclip_jax.adapters.tai import TaIAdapter
+from mlclip_jax.errors import InputError
 
 # By the `adapter.name` of a recipe.
-ADAPTERS = {"tai": TaIAdapter, "fc": FCAdapter}
-TITLES = {"tai": "TaI-Adapter", "fc": "FC"}
+ADAPTERS = {"tai": TaIAdapter, "fc": FCAdapter, "mld": MLDAdapter, "ml_decoder": MLDecoder}
+TITLES = {"tai": "TaI-Adapter", "fc": "FC", "mld": "MLD", "ml_decoder": "ML-Decoder"}
 
 
-def make_adapter(settings, width, num_labels, *, rngs):
+def make_adapter(settings, class_texts, *, rngs):
     """The adapter of a recipe.
 
     Args:
       settings: its `adapter`: a mapping of `name` and that adapter's own settings.
-      width: dimension D of the embeddings.
-      num_labels: number K of labels.
+      class_texts: embeddings of the K labels' texts, float32 `(K, D)`; images' embeddings and local features
+        are D wide too.
       rngs: where the initial weights are drawn from.
+
+    Raises:
+      InputError: the number of heads does not divide the width.
     """
     own = {key: value for key, value in settings.items() if key != "name"}
-    return ADAPTERS[settings["name"]](width, num_labels, **own, rngs=rngs)
+    width, heads = own.get("width", class_texts.shape[1]), own.get("num_heads", 1)
+    if width % heads:
+        raise InputError(f"adapter.num_heads={heads} does not divide the width {width}")
+    return ADAPTERS[settings["name"]](class_texts, **own, rngs=rngs)
+
+
+def reads_local(settings):
+    """Whether the adapter of a recipe reads an image's local features, and not its embedding alone."""
+    return settings.get("features") == "local"
+
+
+def takes_other_labels(settings):
+    """Whether the adapter of a recipe, once trained, labels by any class texts, and not by its own alone."""
+    return settings["name"] == "mld" or settings.get("queries") == "text"

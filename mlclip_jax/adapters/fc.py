@@ -1,23 +1,50 @@
-"""FC: one fully connected layer on image embeddings."""
+"""FC: one fully connected layer on image embeddings, with what the class texts say of them."""
 
+import jax.numpy as jnp
 from flax import nnx
+
+from mlclip_jax.adapters.layers import linear
+from mlclip_jax.modules import Frozen
+from mlclip_jax.zero_shot import cosine_scores, standardise
+
+TEXTS = ("cosine", "first", "none")
 
 
 class FCAdapter(nnx.Module):
     """A linear layer from an embedding to a logit for each label.
 
-    Source: the "FC" adapter of MMM-CLIP, on the image embedding alone.
+    Source: the FC adapter of MMM-CLIP, which "fuses text information":
+
+    - `text="cosine"`: each label's logit has a second summand, the cosine of the image with the label's text,
+      standardised over the labels, times a weight of the label's own that begins at 1.
+    - `text="first"`: as published. The layer reads the embedding beside the text of the *first* class, which
+      is the same for every image: a bias, and no information.
+    - `text="none"`: the image alone.
 
     Args:
-      width: dimension D of the embeddings.
-      num_labels: number K of labels.
+      class_texts: embeddings of the labels' texts, `(K, D)`.
+      text: one of `TEXTS`.
+      dtype: of the products, `"float32"` or `"bfloat16"`.
       rngs: where the initial weights are drawn from.
     """
 
-    def __init__(self, width, num_labels, *, rngs):
-        self.linear = nnx.Linear(width, num_labels, rngs=rngs)
+    def __init__(self, class_texts, *, text="cosine", dtype="float32", rngs):
+        num_labels, width = class_texts.shape
+        self.text = text
+        self.linear = linear(width * (2 if text == "first" else 1), num_labels, jnp.dtype(dtype), rngs)
+        if text != "none":
+            self.class_texts = Frozen(jnp.asarray(class_texts[:1] if text == "first" else class_texts))
+        if text == "cosine":
+            self.cosine_weight = nnx.Param(jnp.ones(num_labels))
 
-    def __call__(self, embeddings, key=None):
-        """Embeddings `(..., D)` to logits `(..., K)`; the key is not needed, for nothing is dropped out."""
-        del key
-        return self.linear(embeddings)
+    def __call__(self, embeddings, local=None, keys=None):
+        """Embeddings (b, D) to logits (b, K), float32; see `adapters`. The others are not read."""
+        del local, keys
+        if self.text == "first":
+            first = jnp.broadcast_to(self.class_texts[...], embeddings.shape)
+            embeddings = jnp.concatenate([embeddings, first], axis=1)
+        logits = self.linear(embeddings).astype(jnp.float32)
+        if self.text == "cosine":
+            cosines = standardise(cosine_scores(embeddings, self.class_texts[...]))
+            logits += self.cosine_weight[...][None] * cosines
+        return logits

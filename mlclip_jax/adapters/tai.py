@@ -3,7 +3,10 @@
 from itertools import pairwise
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+
+from mlclip_jax.adapters.layers import dropout, linear
 
 
 class TaIAdapter(nnx.Module):
@@ -15,24 +18,24 @@ class TaIAdapter(nnx.Module):
     dropout rate.
 
     Args:
-      width: dimension D of the embeddings.
-      num_labels: number K of labels.
+      class_texts: embeddings of the labels' texts, `(K, D)`, of which only the shape is read.
       hidden: width of the hidden layers.
       depth: number of fully connected layers, at least 1.
       dropout: probability of zeroing a hidden unit during training, in [0, 1).
+      dtype: of the products, `"float32"` or `"bfloat16"`.
       rngs: where the initial weights are drawn from.
     """
 
-    def __init__(self, width, num_labels, *, hidden=512, depth=3, dropout=0.1, rngs):
+    def __init__(self, class_texts, *, hidden=512, depth=3, dropout=0.1, dtype="float32", rngs):
+        num_labels, width = class_texts.shape
         widths = [width, *[hidden] * (depth - 1), num_labels]
-        self.layers = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in pairwise(widths)])
-        self.dropout = nnx.Dropout(dropout)
+        self.layers = nnx.List([linear(i, o, jnp.dtype(dtype), rngs) for i, o in pairwise(widths)])
+        self.dropout = dropout
 
-    def __call__(self, embeddings, key=None):
-        """Embeddings `(..., D)` to logits `(..., K)`; with a key, units are dropped out (training)."""
+    def __call__(self, embeddings, local=None, keys=None):
+        """Embeddings (b, D) to logits (b, K), float32; see `adapters`. Local features are not read."""
+        del local
         *hidden_layers, last = self.layers
         for depth, layer in enumerate(hidden_layers):
-            embeddings = jax.nn.relu(layer(embeddings))
-            if key is not None:
-                embeddings = self.dropout(embeddings, rngs=jax.random.fold_in(key, depth))
-        return last(embeddings)
+            embeddings = dropout(jax.nn.relu(layer(embeddings)), self.dropout, keys, depth)
+        return last(embeddings).astype(jnp.float32)

@@ -75,15 +75,26 @@ class Attention(nnx.Module):
       out_width: of the result, where it is another.
       causal: no token sees those behind it.
       dtype: of the products.
+      param_dtype: of the parameters, where it is another.
     """
 
     def __init__(
-        self, width, num_heads, *, context_width=None, out_width=None, causal=False, dtype=jnp.float32, rngs
+        self,
+        width,
+        num_heads,
+        *,
+        context_width=None,
+        out_width=None,
+        causal=False,
+        dtype=jnp.float32,
+        param_dtype=None,
+        rngs,
     ):
-        self.query = linear(width, width, dtype, rngs)
-        self.key = linear(context_width or width, width, dtype, rngs)
-        self.value = linear(context_width or width, width, dtype, rngs)
-        self.out = linear(width, out_width or width, dtype, rngs)
+        context_width = context_width or width
+        self.query = linear(width, width, dtype, rngs, param_dtype=param_dtype)
+        self.key = linear(context_width, width, dtype, rngs, param_dtype=param_dtype)
+        self.value = linear(context_width, width, dtype, rngs, param_dtype=param_dtype)
+        self.out = linear(width, out_width or width, dtype, rngs, param_dtype=param_dtype)
         self.num_heads = num_heads
         self.causal = causal
         self.implementation = attention_implementation(dtype, width // num_heads)
@@ -135,9 +146,11 @@ def attention_implementation(dtype, head_width, device=None):
     return "cudnn" if recent and sixteen_bits and fits else None
 
 
-def linear(width_in, width_out, dtype, rngs, use_bias=True):
-    """A linear layer that multiplies, keeps its parameters and answers in `dtype`."""
-    return nnx.Linear(width_in, width_out, use_bias=use_bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+def linear(width_in, width_out, dtype, rngs, use_bias=True, param_dtype=None):
+    """A linear layer that multiplies and answers in `dtype`, and keeps its parameters so or in another."""
+    return nnx.Linear(
+        width_in, width_out, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype or dtype, rngs=rngs
+    )
 
 
 def layer_norm(config, rngs):

@@ -24,6 +24,7 @@ ARRAY_NAMES = {
     "names": ("names", "filenames"),
     "labels": ("labels", "targets"),
     "label_names": ("label_names", "class_names"),
+    "local": ("local", "local_features"),
 }
 
 
@@ -37,6 +38,7 @@ class Embeddings(NamedTuple):
       label_names: K names, or None.
       origin: what made them, or None: the fingerprint of a backbone (see `weights.fingerprint`), with the
         `image_size` of images or the `template` of texts.
+      local: local features, float32 `(N, T, D)`, finite, un-normalised, or None.
     """
 
     vectors: np.ndarray
@@ -44,6 +46,7 @@ class Embeddings(NamedTuple):
     labels: np.ndarray | None = None
     label_names: tuple | None = None
     origin: dict | None = None
+    local: np.ndarray | None = None
 
 
 class Example(NamedTuple):
@@ -132,13 +135,13 @@ def read_embeddings(path):
         raise InputError(f"{path} holds no float array (N, D) named {_accepted('vectors')}; it holds {found}")
     if not len(vectors):
         raise InputError(f"{path} holds no embeddings: its array has shape {vectors.shape}")
-    vectors = vectors.astype(np.float32)
-    bad_rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad_rows):
-        raise InputError(
-            f"{path}: {len(bad_rows)} of {len(vectors)} embeddings hold NaN or infinity, the first in row "
-            f"{bad_rows[0]}; remove those rows or compute them again"
-        )
+    vectors = _finite(path, vectors)
+    local = _named(arrays, "local")
+    if local is not None:
+        if local.ndim != 3 or len(local) != len(vectors) or not np.issubdtype(local.dtype, np.floating):
+            got = f"{local.dtype}{list(local.shape)}"
+            raise InputError(f"{path}: {_accepted('local')} must be floats ({len(vectors)}, T, D); got {got}")
+        local = _finite(path, local)
     names, label_names = (_checked_names(path, arrays, what) for what in ("names", "label_names"))
     labels = _named(arrays, "labels")
     if label_names is not None and len(set(label_names)) != len(label_names):
@@ -153,6 +156,7 @@ def read_embeddings(path):
         labels=labels,
         label_names=label_names,
         origin=origin,
+        local=local,
     )
 
 
@@ -271,6 +275,17 @@ def _read_arrays(path):
         raise InputError(
             f"cannot read {path} as .npy or .npz: it is neither, or holds Python objects"
         ) from error
+
+
+def _finite(path, vectors):
+    vectors = vectors.astype(np.float32, copy=False)
+    bad_rows = np.flatnonzero(~np.isfinite(vectors).reshape(len(vectors), -1).all(axis=1))
+    if len(bad_rows):
+        raise InputError(
+            f"{path}: {len(bad_rows)} of {len(vectors)} embeddings hold NaN or infinity, the first in row "
+            f"{bad_rows[0]}; remove those rows or compute them again"
+        )
+    return vectors
 
 
 def _named(arrays, what):

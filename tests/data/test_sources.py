@@ -19,7 +19,7 @@ def test_npz_of_any_maker(tmp_path, key, dtype):
     embeddings = read_embeddings(tmp_path / "x.npz")
     assert embeddings.vectors.dtype == np.float32
     np.testing.assert_array_equal(embeddings.vectors, VECTORS)
-    assert embeddings[1:] == (None, None, None, None)
+    assert embeddings[1:] == (None,) * 5
 
 
 def test_npy(tmp_path):

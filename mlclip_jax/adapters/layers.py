@@ -1,0 +1,88 @@
+"""What adapters are made of: layers with float32 parameters that multiply in a precision of choice.
+
+Shape letters: b batch, k queries, t tokens, d width.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlclip_jax.backbones.transformer import Attention
+
+DTYPES = ("float32", "bfloat16")
+FEATURES = ("local", "pooled")  # of an image: what queries look at
+
+
+class DecoderBlock(nnx.Module):
+    """Queries look at an image's tokens, then each passes a two-layer perceptron; no query sees another.
+
+    Both steps add to the queries and normalise the sum (post-norm, Vaswani et al. 2017, without the
+    self-attention): `q = norm1(q + attention(q, tokens)); q = norm2(q + fc2(relu(fc1(q))))`.
+
+    Args:
+      width: d, of queries and tokens.
+      num_heads: divides d.
+      hidden: width of the perceptron.
+      dropout: probability of zeroing a unit within the perceptron, in [0, 1).
+      residual_dropout: and in what attention and perceptron add.
+      dtype: of the products; norms and sums are in float32.
+      rngs: where the initial weights are drawn from.
+    """
+
+    def __init__(self, width, num_heads, hidden, *, dropout, residual_dropout=0.0, dtype=jnp.float32, rngs):
+        self.attention = Attention(width, num_heads, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+        self.norm1, self.norm2 = layer_norm(width, rngs), layer_norm(width, rngs)
+        self.fc1, self.fc2 = linear(width, hidden, dtype, rngs), linear(hidden, width, dtype, rngs)
+        self.dropout, self.residual_dropout = dropout, residual_dropout
+
+    def __call__(self, queries, tokens, keys=None):
+        """Queries (b, k, d) at tokens (b, t, d) to (b, k, d), float32; with keys (b,), dropped out."""
+        b, k, d = queries.shape
+        # As rows: on CPUs, XLA takes twice as long for the gradient of a product with three dimensions.
+        attended = self.attention(queries.reshape(b * k, d), k, context=tokens).reshape(b, k, d)
+        queries = self.norm1(queries + dropout(attended, self.residual_dropout, keys, 0).astype(jnp.float32))
+        hidden = jax.nn.relu(self.fc1(queries.reshape(b * k, d))).reshape(b, k, -1)
+        hidden = dropout(hidden, self.dropout, keys, 1)
+        change = self.fc2(hidden.reshape(b * k, -1)).reshape(b, k, d)
+        return self.norm2(queries + dropout(change, self.residual_dropout, keys, 2).astype(jnp.float32))
+
+
+def linear(width_in, width_out, dtype, rngs):
+    """A linear layer with float32 parameters that multiplies and answers in `dtype`."""
+    return nnx.Linear(width_in, width_out, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+
+
+def layer_norm(width, rngs):
+    """A layer norm in float32, whatever it is given."""
+    # E[x²] - E[x]², which is fast, cancels where the mean is large.
+    return nnx.LayerNorm(width, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+
+def dropout(values, rate, keys, place):
+    """Zeroes each value with a probability, and scales the others so that the mean stays.
+
+    Args:
+      values: (b, ...).
+      rate: the probability, in [0, 1).
+      keys: (b,) typed PRNG keys, one for each example, so that a mask follows from the example's place in the
+        batch alone; None drops nothing.
+      place: an integer, different for each place of an adapter that drops out.
+    """
+    if keys is None or rate == 0:
+        return values
+
+    def keep(key):
+        return jax.random.bernoulli(key, 1 - rate, values.shape[1:])
+
+    kept = jax.vmap(keep)(fold_in(keys, place))
+    return jnp.where(kept, values / jnp.asarray(1 - rate, values.dtype), 0)
+
+
+def fold_in(keys, place):
+    """Keys (b,) of another place of an adapter, see `dropout`; None stays."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, place)
+
+
+def image_tokens(features, embeddings, local):
+    """What queries look at: the local features (b, t, d), or the embeddings (b, d) as one token."""
+    return local if features == "local" else embeddings[:, None]

@@ -1,0 +1,90 @@
+"""ML-Decoder: a few queries look at an image, and each speaks for a group of labels."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mlclip_jax.adapters.layers import DecoderBlock, dropout, fold_in, image_tokens, layer_norm, linear
+from mlclip_jax.modules import Frozen
+
+QUERIES = ("frozen", "learnt", "text")
+
+
+class MLDecoder(nnx.Module):
+    """One decoder block without self-attention, and a fully connected layer for each group of labels.
+
+    Source: ML-Decoder (Ridnik et al., WACV 2023) and its code: with the same weights this gives the same
+    logits. E queries serve K labels, ceil(K / E) each.
+
+    Args:
+      class_texts: embeddings of the labels' texts, `(K, D)`; `queries="text"` alone reads more than K off it.
+      features: what the queries look at: `"local"` features, or the `"pooled"` embedding as one token.
+      queries: `"frozen"` random vectors, as published; the same, `"learnt"`; or `"text"`, a projection of
+        each label's text with one query and the same output layer for every label, as the paper has it for
+        zero-shot learning: other class texts may then take the place of those that were trained with.
+      groups: the number E of queries, if there are more labels than that.
+      width: of queries and tokens.
+      num_heads: of the attention; divides the width.
+      hidden: width of the perceptron.
+      dropout: probability of zeroing a unit during training, in [0, 1).
+      dtype: of the products, `"float32"` or `"bfloat16"`.
+      rngs: where the initial weights are drawn from.
+    """
+
+    def __init__(
+        self,
+        class_texts,
+        *,
+        features="local",
+        queries="frozen",
+        groups=100,
+        width=768,
+        num_heads=8,
+        hidden=2048,
+        dropout=0.1,
+        dtype="float32",
+        rngs,
+    ):
+        num_labels, image_width = class_texts.shape
+        dtype = jnp.dtype(dtype)
+        num_queries = num_labels if queries == "text" else min(num_labels, groups)
+        if queries == "text":
+            self.class_texts = Frozen(jnp.asarray(class_texts))
+            self.text_projection = linear(image_width, width, dtype, rngs)
+            self.projection = linear(width, 1, dtype, rngs)
+        else:
+            kind = Frozen if queries == "frozen" else nnx.Param
+            self.queries = kind(jax.random.normal(rngs.params(), (num_queries, width)))
+            size = math.ceil(num_labels / num_queries)
+            # The original's Xavier rule, as torch counts the dimensions of its three-dimensional kernel.
+            deviation = math.sqrt(2 / (size * (width + num_queries)))
+            self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), (num_queries, width, size)))
+            self.bias = nnx.Param(jnp.zeros(num_labels))
+        self.image_projection = linear(image_width, width, dtype, rngs)
+        self.norm = layer_norm(width, rngs)
+        self.block = DecoderBlock(
+            width, num_heads, hidden, dropout=dropout, residual_dropout=dropout, dtype=dtype, rngs=rngs
+        )
+        self.features, self.query_kind, self.dropout = features, queries, dropout
+
+    def __call__(self, embeddings, local=None, keys=None):
+        """Embeddings (b, D) and local features (b, T, D) to logits (b, K), float32; see `adapters`."""
+        tokens = image_tokens(self.features, embeddings, local)
+        b, t, _ = tokens.shape
+        tokens = jax.nn.relu(self.image_projection(tokens.reshape(b * t, -1))).reshape(b, t, -1)
+        if self.query_kind == "text":
+            queries = jax.nn.relu(self.text_projection(self.class_texts[...])).astype(jnp.float32)
+        else:
+            queries = self.queries[...]
+        queries = jnp.broadcast_to(queries, (b, *queries.shape))
+        # Added to themselves: in the original, what is left of a self-attention.
+        queries = self.norm(queries + dropout(queries, self.dropout, fold_in(keys, 0), 0))
+        states = self.block(queries, tokens, fold_in(keys, 1))
+        if self.query_kind == "text":
+            return self.projection(states).astype(jnp.float32)[..., 0]
+        dtype = self.image_projection.dtype
+        logits = jnp.einsum("bed,edf->bef", states.astype(dtype), self.kernel[...].astype(dtype))
+        num_labels = len(self.bias[...])
+        return logits.astype(jnp.float32).reshape(b, -1)[:, :num_labels] + self.bias[...][None]

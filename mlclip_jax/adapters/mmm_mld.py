@@ -1,0 +1,80 @@
+"""MLD: class texts look at an image, and say whether their class is in it."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from mlclip_jax.adapters.layers import DecoderBlock, fold_in, image_tokens, linear
+from mlclip_jax.modules import Frozen
+from mlclip_jax.zero_shot import cosine_scores, standardise, unit
+
+READOUTS = ("projection", "mean")
+
+
+class MLDAdapter(nnx.Module):
+    """A decoder without self-attention whose queries are the embeddings of the class texts.
+
+    Source: the MLD adapter of MMM-CLIP. No parameter belongs to a class, so other class texts may take the
+    place of those that were trained with: zero-shot transfer to other labels.
+
+    As published (`features="pooled", readout="mean"`) the one key is the image's embedding, and the logit is
+    the mean over the channels of a layer norm's result. With one key, attention gives every class the
+    same; and a mean after a layer norm is 0 at the start, with next to no gradient but that of the last norm.
+    The paper has one block and a dropout of 0.4, its code three blocks (of which the second and third look at
+    the result of the one before) and no dropout.
+
+    In the default the keys are the image's local features. The logit is the cosine of the image's embedding
+    with the class text, standardised over the labels, times one learnt weight that begins at 1; plus what a
+    projection, which all classes share and which begins at 0, reads off the decoder. So an untrained adapter
+    ranks as zero-shot CLIP does.
+
+    Args:
+      class_texts: embeddings of the labels' texts, `(K, D)`; scaled to length 1, or √D in the default.
+      features: what the queries look at, one of `layers.FEATURES`.
+      readout: of the logits, one of `READOUTS`.
+      blocks: how many, at least 1.
+      num_heads: of the attention; divides D.
+      hidden: width of the perceptrons.
+      dropout: probability of zeroing a unit within them during training, in [0, 1).
+      dtype: of the products, `"float32"` or `"bfloat16"`.
+      rngs: where the initial weights are drawn from.
+    """
+
+    def __init__(
+        self,
+        class_texts,
+        *,
+        features="local",
+        readout="projection",
+        blocks=1,
+        num_heads=4,
+        hidden=2048,
+        dropout=0.4,
+        dtype="float32",
+        rngs,
+    ):
+        width, dtype = class_texts.shape[1], jnp.dtype(dtype)
+        self.class_texts = Frozen(jnp.asarray(class_texts))
+        self.blocks = nnx.List(
+            [
+                DecoderBlock(width, num_heads, hidden, dropout=dropout, dtype=dtype, rngs=rngs)
+                for _ in range(blocks)
+            ]
+        )
+        if readout == "projection":
+            self.projection = linear(width, 1, dtype, rngs)
+            self.projection.kernel[...] = jnp.zeros((width, 1))
+            self.cosine_weight = nnx.Param(jnp.ones(()))
+        self.features, self.readout = features, readout
+        self.scale = 1.0 if readout == "mean" else width**0.5
+
+    def __call__(self, embeddings, local=None, keys=None):
+        """Embeddings (b, D) and local features (b, T, D) to logits (b, K), float32; see `adapters`."""
+        tokens = self.scale * unit(image_tokens(self.features, embeddings, local))
+        texts = self.scale * unit(self.class_texts[...])
+        texts = jnp.broadcast_to(texts, (len(tokens), *texts.shape))
+        for place, block in enumerate(self.blocks):
+            tokens = block(texts, tokens, fold_in(keys, place))
+        if self.readout == "mean":
+            return tokens.mean(axis=-1)
+        cosines = standardise(cosine_scores(embeddings, self.class_texts[...]))
+        return self.projection(tokens).astype(jnp.float32)[..., 0] + self.cosine_weight[...] * cosines

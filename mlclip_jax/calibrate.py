@@ -1,0 +1,87 @@
+"""Makes a run's probabilities right, and finds thresholds: `mlclip calibrate --workdir=RUN --images=...`."""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from mlclip_jax import evaluate
+from mlclip_jax.adapters import reads_local
+from mlclip_jax.calibration import (
+    FILE,
+    FOLDS,
+    METHODS,
+    RULES,
+    cross_validated,
+    fit,
+    fittable,
+    write_calibration,
+)
+from mlclip_jax.errors import InputError
+from mlclip_jax.report import markdown_table
+
+
+def main(values):
+    """mlclip calibrate --workdir=RUN (--embeddings=FILE | --images=FOLDER) [--labels=FILE] ..."""
+    if (values.rule in ("precision", "recall")) != (values.target is not None):
+        raise InputError("--target=0.9 goes with --rule=precision and --rule=recall, and these need it")
+    run = evaluate.read_run(values.workdir)
+    source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
+    config, class_texts = run["config"], run["class_texts"]
+    images = evaluate.read_images(
+        source, class_texts, lambda: evaluate.load_backbone_of(config), local=reads_local(config.adapter)
+    )
+    seen = evaluate.count_trained_on(run, images)
+    if seen:
+        raise InputError(
+            f"{seen} of the {len(images.vectors)} images were trained on, where every probability looks "
+            "right; calibrate on others"
+        )
+    if len(images.vectors) < 2:
+        raise InputError(f"{images.origin['split']} holds one image; a calibration needs many")
+    logits = np.asarray(evaluate.scores_of(run, images))
+    before, after = cross_validated(logits, images.labels, values.method, values.rule, values.target)
+    calibration = fit(logits, images.labels, values.method, values.rule, values.target)
+    settings = {name: values[name].value for name in ("method", "rule", "target")}
+    origin = {"step": run["step"], "images": len(images.vectors), "split": images.origin["split"]}
+    write_calibration(values.workdir, calibration, origin | settings | {"before": before, "after": after})
+    _print(run["class_texts"].names, images, calibration, before, after)
+    print(f"\n{Path(values.workdir) / FILE}: `mlclip predict` and `mlclip evaluate` use it from now on")
+
+
+def _print(label_names, images, calibration, before, after):
+    names = list(before)
+    rows = [
+        [when, *(f"{100 * figures[name]:.1f}" for name in names)]
+        for when, figures in (("plain sigmoid, threshold 0.5", before), ("calibrated", after))
+    ]
+    print(f"{len(images.vectors)} images, {images.origin['split']}; percent; calibrated: over {FOLDS} folds")
+    print(f"\n{markdown_table(['', *names], rows)}")
+    left_alone = [name for name, fits in zip(label_names, fittable(images.labels)) if not fits]
+    never = [name for name, t in zip(label_names, calibration.thresholds) if np.isinf(t)]
+    for listed, what in (
+        (left_alone, "are not both present and absent there, and stay as they were"),
+        (never, "never reach the target, and are never predicted"),
+    ):
+        if listed:
+            print(f"{len(listed)} labels {what}: {', '.join(listed)}")
+
+
+def define_flags(values, _):
+    flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
+    flags.DEFINE_string(
+        "embeddings", None, ".npz or .npy of embeddings of held-out images", flag_values=values
+    )
+    flags.DEFINE_string("images", None, "or a folder of held-out images", flag_values=values)
+    flags.DEFINE_string("labels", None, ".csv of their labels", flag_values=values)
+    flags.DEFINE_enum("method", "platt", list(METHODS), "how probabilities are fitted", flag_values=values)
+    flags.DEFINE_enum("rule", "f1", list(RULES), "how thresholds are chosen", flag_values=values)
+    flags.DEFINE_float(
+        "target",
+        None,
+        "precision or recall that --rule is to reach",
+        lower_bound=0,
+        upper_bound=1,
+        flag_values=values,
+    )
+    flags.mark_flag_as_required("workdir", values)
