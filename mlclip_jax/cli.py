@@ -19,6 +19,10 @@ COMMANDS = {
     "predict": ("mlclip_jax.predict", "label images with a trained adapter"),
     "embed": ("mlclip_jax.features", "turn a folder of images or a file of texts into embeddings"),
     "scenes": ("mlclip_jax.data.scenes", "write images of the built-in world, with labels and captions"),
+    "few_shot": (
+        "mlclip_jax.few_shot",
+        "image adapters on few and on many images of the built-in world",
+    ),
     "demo": ("mlclip_jax.demo", "the main job on the built-in world, from images to a table"),
 }
 USAGE = "\n".join(

@@ -87,7 +87,8 @@ def read_variant(recipe, variant, variants, loss):
       loss: the name of the default loss.
 
     Returns:
-      The variant, and a `ConfigDict` of the loss's `name` and all its constants.
+      The variant, and a `ConfigDict` of the loss's `name` and all its constants; its `reduction` is empty,
+      which means its source's.
 
     Raises:
       InputError: there is no such variant, or no such loss.
@@ -103,7 +104,7 @@ def read_variant(recipe, variant, variants, loss):
         loss = option.removeprefix("loss=")
     if loss not in LOSSES:
         raise InputError(f"no loss {loss!r}; there are {', '.join(LOSSES)}")
-    return given, ConfigDict({"name": loss} | constants(loss))
+    return given, ConfigDict({"name": loss} | constants(loss) | {"reduction": ""})
 
 
 def write_config(folder, config):

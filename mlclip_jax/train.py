@@ -4,6 +4,7 @@ Read from top to bottom: what is trained on, one step, the loop. Started again i
 goes on from its newest checkpoint to the result it would have had undisturbed.
 """
 
+import copy
 import functools
 import hashlib
 import math
@@ -211,11 +212,23 @@ def _sum_and_count(settings):
 
 
 def with_loss_constants(config):
-    """A recipe, with the source's constants where its loss leaves them out."""
-    config = ConfigDict(config)
-    if config.get("loss", {}).get("name") not in LOSSES:
+    """A recipe, with its source's constants where the loss leaves them out or empty.
+
+    Raises:
+      InputError: there is no such loss, or it has no such constant.
+    """
+    config = copy.deepcopy(config)
+    name = config.get("loss", {}).get("name")
+    if name not in LOSSES:
         raise InputError(f"the recipe's loss.name must be one of {', '.join(LOSSES)}")
-    config.loss = ConfigDict(constants(config.loss.name) | config.loss.to_dict())
+    own = constants(name)
+    given = {key: value for key, value in config.loss.items() if key != "name" and value != ""}
+    for key in given.keys() - own.keys():
+        raise InputError(
+            f"loss {name} has no {key}; it has {', '.join(own)} (to change a recipe's loss with its "
+            f"constants, name it after the variant: --config=RECIPE:VARIANT,loss={name})"
+        )
+    config.loss = ConfigDict({"name": name} | own | given)
     return config
 
 
@@ -248,10 +261,7 @@ def make_train_step(graph, optimizer, loss_sum, perturbation, key):
             adapter = merge_module(graph, parameters, frozen)
             return loss_sum(adapter(embeddings, batch.get("local"), dropout_keys), batch["labels"])
 
-        with jax.numpy_dtype_promotion(
-            "standard"
-        ):  # the gradient of JAX's attention in bfloat16 mixes dtypes
-            sums, gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
+        sums, gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
         return update(optimizer, state, *sums, gradient)
 
     return train_step

@@ -1,0 +1,264 @@
+"""Adapters trained on images with labels: every recipe, from files to a table, and on to other labels."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from clip_cases import images
+from PIL import Image
+from tiny_clip import config_with, write_clip
+
+import mlclip_jax
+from mlclip_jax import InputError, evaluate, few_shot
+from mlclip_jax.cli import main
+from mlclip_jax.configs import mmm_clip
+from mlclip_jax.data.sources import read_embeddings
+from mlclip_jax.losses import LOSSES
+from mlclip_jax.train import train
+
+LABELS = ("cat", "dog", "owl", "bus")
+DECODER = {"adapter.hidden": 16, "adapter.num_heads": 2}
+# Recipe, changes, and whether it takes other labels.
+CASES = {
+    "fc": ("mmm_clip:fc", {}),
+    "fc_published": ("mmm_clip:fc_published", {}),
+    "mld_local": ("mmm_clip:mld", DECODER),
+    "mld_pooled": ("mmm_clip:mld", DECODER | {"adapter.features": "pooled"}),
+    "mld_published": ("mmm_clip:mld_published", DECODER | {"optimizer.learning_rate": 1e-2}),
+    "ml_decoder_local": ("ml_decoder", DECODER | {"adapter.width": 16, "adapter.groups": 3}),
+    "ml_decoder_pooled": ("ml_decoder:learnt", DECODER | {"adapter.width": 16, "adapter.features": "pooled"}),
+    "ml_decoder_text": ("ml_decoder:text", DECODER | {"adapter.width": 16}),
+    "bfloat16": ("mmm_clip:mld", DECODER | {"adapter.dtype": "bfloat16"}),
+}
+# The two wrappers on the adapters that the recipes are for; elsewhere one of them.
+MODES = [(case, "shard_map") for case in CASES]
+MODES += [
+    (case, "pmap") for case in ("fc", "mld_local", "mld_pooled", "ml_decoder_local", "ml_decoder_pooled")
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny CLIP, labels, images and a table of which has which, and both embedded."""
+    folder = tmp_path_factory.mktemp("images")
+    write_clip(folder / "clip", config_with({"text_config.max_position_embeddings": 77}))
+    (folder / "labels.txt").write_text("\n".join(LABELS))
+    (folder / "other.txt").write_text("kite\nscissors\nzebra")
+    rows = {"images": ["filename,labels"], "test": ["filename,labels"]}
+    for split, shift in (("images", 0), ("test", 7)):
+        (folder / split).mkdir()
+        for i, image in enumerate(images()):
+            Image.fromarray(np.roll(image, shift, axis=1)).save(folder / split / f"{i}.png")
+            rows[split].append(f"{i}.png,{LABELS[i % 4]}|{LABELS[(i + 1) % 4]}")
+        (folder / f"{split}.csv").write_text("\n".join(rows[split]))
+        flags = [f"--images={folder / split}", "--local", f"--output={folder / split}.npz"]
+        assert main(["embed", f"--backbone={folder / 'clip'}", *flags]) == 0
+    return folder
+
+
+def arguments(folder, workdir, case, **changes):
+    recipe, own = CASES[case]
+    values = {
+        "backbone": folder / "clip",
+        "texts.labels": folder / "labels.txt",
+        "examples.embeddings": folder / "images.npz",
+        "examples.labels": folder / "images.csv",
+        "evaluation.embeddings": folder / "test.npz",
+        "evaluation.labels": folder / "test.csv",
+        "train.steps": 40,
+        "train.batch_size": 8,
+        "train.log_every": 10,
+        "optimizer.learning_rate": 1e-2,
+    }
+    values |= own | {name.replace("__", "."): value for name, value in changes.items()}
+    settings = [f"--config.{name}={value}" for name, value in values.items()]
+    return ["train", f"--config={recipe}", f"--workdir={workdir}", *settings]
+
+
+def losses_of(workdir):
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("case", "mode"), MODES)
+def test_every_adapter_trains(folder, tmp_path, capsys, case, mode):
+    # Lowered for CPUs, the gradient of JAX's own attention in bfloat16 mixes dtypes.
+    with jax.numpy_dtype_promotion("standard" if case == "bfloat16" else "strict"):
+        assert main(arguments(folder, tmp_path, case, train__parallel=mode)) == 0
+    printed = capsys.readouterr()
+    assert "parameters, " + ("bfloat16" if case == "bfloat16" else "float32") in printed.err
+    assert "| cosine zero-shot | raw | 1 |" in printed.out
+    losses = losses_of(tmp_path)
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+    # What is read back scores as what was trained; frozen queries are drawn again from the seed.
+    run = evaluate.read_run(tmp_path)
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    scored = evaluate.read_images(
+        {"embeddings": folder / "test.npz", "labels": folder / "test.csv"},
+        run["class_texts"],
+        None,
+        local=True,
+    )
+    figures = evaluate.figures_of(run, np.asarray(evaluate.scores_of(run, scored)), scored.labels)
+    assert figures == pytest.approx(written["raw"])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_by_its_name(folder, tmp_path, loss):
+    config = mmm_clip.get_config(f"fc,loss={loss}")
+    config.backbone, config.texts.labels = str(folder / "clip"), str(folder / "labels.txt")
+    config.examples.update(embeddings=str(folder / "images.npz"), labels=str(folder / "images.csv"))
+    config.train.update(steps=40, batch_size=8, log_every=10)
+    train(config, tmp_path)
+    losses = losses_of(tmp_path)
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_may_be_changed_by_name_alone_and_its_constants_are_recorded(folder, tmp_path, capsys):
+    changed = arguments(folder, tmp_path, "fc", loss__name="asymmetric", train__steps=1)
+    assert main(changed) == 0
+    recorded = json.loads((tmp_path / "config.json").read_text())["loss"]
+    assert recorded["name"] == "asymmetric"
+    assert recorded["gamma_negative"] == 4.0
+    assert recorded["reduction"] == "sum"
+    assert main(changed) == 0  # the same run again
+    capsys.readouterr()
+    for wrong, message in (
+        ({"loss__name": "assymetric"}, "loss.name must be one of binary_cross_entropy, mean_squared_error"),
+        (
+            {"loss__reduction": "samples", "loss__name": "two_way"},
+            "reduction must be one of mean, sum for this",
+        ),
+        ({"loss__reduction": "median"}, "reduction must be one of mean, samples, sum"),
+        ({"adapter__text": "second"}, "adapter.text=second cannot be: it must be one of cosine, first, none"),
+    ):
+        assert main(arguments(folder, tmp_path / "wrong", "fc", **wrong)) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("mmm_clip:mdl", "recipe mmm_clip has no variant 'mdl'; it has fc, fc_published, mld, mld_published"),
+        ("mmm_clip:mld,loss=asl", "no loss 'asl'; there are binary_cross_entropy"),
+        ("mmm_clip:mld,lr=3", "recipe mmm_clip takes loss=NAME after its variant, not 'lr=3'"),
+        ("few_shot:fd", "recipe few_shot has no variant 'fd'"),
+    ],
+)
+def test_variants_that_do_not_exist(tmp_path, capsys, variant, message):
+    assert main(["train", f"--config={variant}", f"--workdir={tmp_path}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_local_features_are_asked_for_where_they_are_read(folder, tmp_path, capsys):
+    pooled = read_embeddings(folder / "test.npz")._replace(local=None)
+    from mlclip_jax.features import write_embeddings
+
+    write_embeddings(tmp_path / "pooled.npz", pooled)
+    given = {"evaluation__embeddings": tmp_path / "pooled.npz"}
+    assert main(arguments(folder, tmp_path / "run", "mld_local", **given)) == 2
+    assert "holds no local features, which this adapter reads; embed with --local" in capsys.readouterr().err
+    assert main(arguments(folder, tmp_path / "run", "mld_pooled", **given)) == 0
+    assert main(["embed", "--local", f"--backbone={folder / 'clip'}", "--texts=x", "--output=x.npz"]) == 2
+    assert "--local is for --images" in capsys.readouterr().err
+
+
+def test_a_folder_of_images_gives_the_same_run(folder, tmp_path):
+    """Embedded on the way, or stored before: the same local features, the same parameters."""
+    assert main(arguments(folder, tmp_path / "stored", "mld_local")) == 0
+    given = {"examples__embeddings": "", "examples__images": folder / "images"}
+    assert main(arguments(folder, tmp_path / "folder", "mld_local", **given)) == 0
+    assert losses_of(tmp_path / "folder") == losses_of(tmp_path / "stored")
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """Runs that take other labels, and one that does not."""
+    workdir = tmp_path_factory.mktemp("trained")
+    for case in ("mld_local", "ml_decoder_text", "fc"):
+        assert main(arguments(folder, workdir / case, case)) == 0
+    return workdir
+
+
+@pytest.mark.parametrize("case", ["mld_local", "ml_decoder_text"])
+def test_other_labels_in_one_call(folder, trained, case):
+    run = mlclip_jax.load(trained / case)
+    files = sorted((folder / "test").iterdir())
+    other = run.with_labels(["kite", "cat"])
+    assert other.label_names == ("kite", "cat")
+    assert other.predict(files).shape == (len(files), 2)
+    # The labels it was trained on, in another order, are still what they were.
+    back = run.with_labels(LABELS[::-1])
+    np.testing.assert_allclose(back.predict(files)[:, ::-1], run.predict(files), atol=1e-5)
+
+
+def test_other_labels_from_the_shell(folder, trained, tmp_path, capsys):
+    predict = [
+        f"--images={folder / 'test'}",
+        f"--classes={folder / 'other.txt'}",
+        f"--output={tmp_path / 'x.csv'}",
+    ]
+    assert main(["predict", f"--workdir={trained / 'mld_local'}", *predict]) == 0
+    with (tmp_path / "x.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == ["file", "labels", "kite", "scissors", "zebra"]
+    (tmp_path / "other.csv").write_text(
+        "filename,labels\n" + "\n".join(f"{i}.png,{'kite' if i % 2 else 'zebra'}" for i in range(5))
+    )
+    evaluate_flags = [
+        f"--classes={folder / 'other.txt'}",
+        f"--labels={tmp_path / 'other.csv'}",
+        "--bootstrap=5",
+    ]
+    runs = f"--workdir={trained / 'mld_local'},{trained / 'ml_decoder_text'}"
+    capsys.readouterr()
+    assert main(["evaluate", runs, *evaluate_flags, "--protocol=voc07"]) == 0
+    output = capsys.readouterr().out
+    assert "VOC 2007's 11-point" in output
+    assert "2 of 3 have a positive and are counted" in output
+    assert "| MLD | raw |" in output
+    assert main(["evaluate", f"--workdir={trained / 'fc'}", *evaluate_flags]) == 2
+    assert "holds FC, which knows no labels but those it was trained on; MLD does" in capsys.readouterr().err
+    with pytest.raises(InputError, match="which knows no labels but those it was trained on"):
+        mlclip_jax.load(trained / "fc").with_labels(["kite"])
+
+
+def test_calibration_is_refused_on_what_was_trained_on(folder, trained, tmp_path, capsys):
+    def calibrate(split):
+        given = [f"--embeddings={folder / split}.npz", f"--labels={folder / split}.csv"]
+        return main(["calibrate", f"--workdir={trained / 'mld_local'}", *given])
+
+    assert calibrate("images") == 2
+    assert "5 of the 5 images were trained on" in capsys.readouterr().err
+    assert calibrate("test") == 0
+    run = mlclip_jax.load(trained / "mld_local")
+    files = sorted((folder / "test").iterdir())
+    output = tmp_path / "x.jsonl"
+    predict = [f"--images={folder / 'test'}", f"--output={output}"]
+    assert main(["predict", f"--workdir={trained / 'mld_local'}", *predict]) == 0
+    for line, row in zip(output.read_text().splitlines(), run.predict(files)):
+        expected = [name for name, p, t in zip(LABELS, row, run.thresholds) if p >= t]
+        assert json.loads(line)["labels"] == expected
+    assert not np.allclose(run.thresholds, 0.5)
+    # Of other labels, nothing is known.
+    np.testing.assert_array_equal(run.with_labels(["kite"]).thresholds, 0.5)
+    (trained / "mld_local/calibration.npz").unlink()
+
+
+def test_few_shot_makes_its_table(tmp_path, monkeypatch):
+    """A small form of the command: fewer scenes, two methods, two splits."""
+    small = {name: (seed, 60, labels) for name, (seed, _, labels) in few_shot.FOLDERS.items()}
+    monkeypatch.setattr(few_shot, "FOLDERS", small)
+    methods = {name: few_shot.METHODS[name] for name in ("fc", "mld_pooled")}
+    rows = few_shot.few_shot(tmp_path, 2, methods, (0.7, 0.2))
+    assert [row[0] for row in rows] == ["plain cosine", "FC", "MLD, pooled features"]
+    assert rows[1][-1] == ""
+    assert all("±" in cell for cell in rows[2][1:])
+    table = (tmp_path / "table.md").read_text()
+    assert "| method | 70/30 | 20/80 | other labels |" in table
+    assert "Trained on 42, 12 of 60 scenes" in table
+    assert few_shot.few_shot(tmp_path, 2, methods, (0.7, 0.2)) == rows
