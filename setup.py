@@ -18,6 +18,7 @@ DEPENDENCIES = [
     "numpy>=2.0,<3",  # arrays on the host
     "matplotlib>=3.9,<4",  # pictures of predictions, and the font of the built-in world
     "tokenizers>=0.22,<1",  # the tokenizer of a CLIP that is pre-trained here
+    "scipy>=1.14,<2",  # logistic functions
     "scikit-learn>=1.6,<2",  # Platt scaling and isotonic regression; the reference of the metrics
     "pillow>=11,<14",  # decoding and resizing exactly as CLIP's own preprocessing does
     "inflect>=7.4,<8",  # English articles, lists and plurals in generated texts

@@ -17,18 +17,19 @@ VARIANTS = ("fc_published", "fc", "mld_published", "mld_pooled", "mld", "ml_deco
 
 
 def get_config(variant="mld"):
-    """The recipe; `variant` is one of `VARIANTS`."""
-    if variant not in VARIANTS:
-        raise InputError(f"recipe few_shot has no variant {variant!r}; it has {', '.join(VARIANTS)}")
-    if variant.startswith("ml_decoder"):
-        config = ml_decoder.get_config("text" if variant == "ml_decoder_text" else "frozen")
+    """The recipe; `variant` is one of `VARIANTS`, perhaps with `,loss=NAME`."""
+    name, *loss = variant.split(",")
+    if name not in VARIANTS:
+        raise InputError(f"recipe few_shot has no variant {name!r}; it has {', '.join(VARIANTS)}")
+    if name.startswith("ml_decoder"):
+        config = ml_decoder.get_config(",".join(["text" if name == "ml_decoder_text" else "frozen", *loss]))
         config.adapter.width = 128
         config.optimizer.learning_rate = 1e-3
     else:
-        config = mmm_clip.get_config("mld" if variant == "mld_pooled" else variant)
-    if variant == "mld_pooled":
+        config = mmm_clip.get_config(",".join(["mld" if name == "mld_pooled" else name, *loss]))
+    if name == "mld_pooled":
         config.adapter.features = "pooled"
-    if variant == "mld_published":
+    if name == "mld_published":
         config.optimizer.learning_rate = 1e-3
     if "hidden" in config.adapter:
         config.adapter.hidden = 256

@@ -75,7 +75,7 @@ def get_config(variant="fc"):
     config.adapter.dtype = "float32"  # of the products; or "bfloat16"
     config.loss = loss  # its name, and its constants
 
-    config.optimizer = ConfigDict()  # AdamW under a 1-cycle schedule
+    config.optimizer = ConfigDict()  # AdamW, on every parameter, under a 1-cycle schedule
     config.optimizer.learning_rate = 1e-2 if config.adapter.name == "fc" else 3e-4  # the peak
     config.optimizer.weight_decay = 0.01
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from mlclip_jax import evaluate
 from mlclip_jax.adapters import reads_local
 from mlclip_jax.calibration import (
     FILE,
@@ -18,20 +17,31 @@ from mlclip_jax.calibration import (
     write_calibration,
 )
 from mlclip_jax.errors import InputError
+from mlclip_jax.examples import read_images
 from mlclip_jax.report import markdown_table
+from mlclip_jax.runs import (
+    count_trained_on,
+    digest_parameters,
+    load_backbone_for,
+    read_run,
+    row_hashes,
+    scores_of,
+)
 
 
 def main(values):
     """mlclip calibrate --workdir=RUN (--embeddings=FILE | --images=FOLDER) [--labels=FILE] ..."""
     if (values.rule in ("precision", "recall")) != (values.target is not None):
         raise InputError("--target=0.9 goes with --rule=precision and --rule=recall, and these need it")
-    run = evaluate.read_run(values.workdir)
+    if values.target == 0:
+        raise InputError("--target=0 is reached by everything; give a precision or recall above it")
+    run = read_run(values.workdir, calibrated=False)
     source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
-    config, class_texts = run["config"], run["class_texts"]
-    images = evaluate.read_images(
-        source, class_texts, lambda: evaluate.load_backbone_of(config), local=reads_local(config.adapter)
+    local = reads_local(run["config"].adapter)
+    images = read_images(
+        source, run["class_texts"], lambda: load_backbone_for(run), purpose="calibrate on", local=local
     )
-    seen = evaluate.count_trained_on(run, images)
+    seen = count_trained_on(run, images)
     if seen:
         raise InputError(
             f"{seen} of the {len(images.vectors)} images were trained on, where every probability looks "
@@ -39,11 +49,12 @@ def main(values):
         )
     if len(images.vectors) < 2:
         raise InputError(f"{images.origin['split']} holds one image; a calibration needs many")
-    logits = np.asarray(evaluate.scores_of(run, images))
+    logits = np.asarray(scores_of(run, images))
     before, after = cross_validated(logits, images.labels, values.method, values.rule, values.target)
     calibration = fit(logits, images.labels, values.method, values.rule, values.target)
     settings = {name: values[name].value for name in ("method", "rule", "target")}
-    origin = {"step": run["step"], "images": len(images.vectors), "split": images.origin["split"]}
+    origin = {"parameters": digest_parameters(run), "split": images.origin["split"]}
+    calibration = calibration._replace(fitted_on=row_hashes(images.vectors))
     write_calibration(values.workdir, calibration, origin | settings | {"before": before, "after": after})
     _print(run["class_texts"].names, images, calibration, before, after)
     print(f"\n{Path(values.workdir) / FILE}: `mlclip predict` and `mlclip evaluate` use it from now on")
@@ -55,12 +66,15 @@ def _print(label_names, images, calibration, before, after):
         [when, *(f"{100 * figures[name]:.1f}" for name in names)]
         for when, figures in (("plain sigmoid, threshold 0.5", before), ("calibrated", after))
     ]
-    print(f"{len(images.vectors)} images, {images.origin['split']}; percent; calibrated: over {FOLDS} folds")
+    folds = min(FOLDS, len(images.vectors))
+    print(f"{len(images.vectors)} images, {images.origin['split']}; percent; calibrated: over {folds} folds")
     print(f"\n{markdown_table(['', *names], rows)}")
     left_alone = [name for name, fits in zip(label_names, fittable(images.labels)) if not fits]
+    flat = [name for name, slope in zip(label_names, calibration.slopes) if slope == 0]
     never = [name for name, t in zip(label_names, calibration.thresholds) if np.isinf(t)]
     for listed, what in (
         (left_alone, "are not both present and absent there, and stay as they were"),
+        (flat, "fall with their logits there, and get the same probability for every image"),
         (never, "never reach the target, and are never predicted"),
     ):
         if listed:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
@@ -29,12 +29,14 @@ class Calibration(NamedTuple):
       knots: `(K, 2, M)`, logits in rising order and their probabilities, between which it is interpolated;
         NaN where a label has fewer, or none.
       thresholds: `(K,)`, the probabilities from which labels are predicted; infinite for never.
+      fitted_on: uint64, a hash of each embedding that it was fitted on, where they are known.
     """
 
     slopes: np.ndarray
     intercepts: np.ndarray
     knots: np.ndarray
     thresholds: np.ndarray
+    fitted_on: np.ndarray
 
 
 def fit(logits, labels, method="platt", rule="f1", target=None):
@@ -53,8 +55,7 @@ def fit(logits, labels, method="platt", rule="f1", target=None):
     logits = np.asarray(logits, np.float64)
     calibration = METHODS[method](logits, labels)
     probabilities = apply(calibration, logits)
-    thresholds = RULES[rule](probabilities, labels, target)
-    return calibration._replace(thresholds=np.where(fittable(labels), thresholds, PLAIN))
+    return calibration._replace(thresholds=RULES[rule](probabilities, labels, target))
 
 
 def apply(calibration, logits):
@@ -80,7 +81,7 @@ def no_change(logits, labels):
 
 
 def platt(logits, labels):
-    """A slope and an intercept for each label, by maximum likelihood (Platt 1999).
+    """A slope that is not negative and an intercept for each label, by maximum likelihood (Platt 1999).
 
     With Platt's targets: of n positives each is (n + 1) / (n + 2) present, of n negatives each 1 / (n + 2),
     so that labels which the logits tell apart perfectly keep a finite slope.
@@ -148,7 +149,7 @@ def best_micro_f1(probabilities, labels, target=None, grid=None, passes=1):
     positives = present.sum()
     chosen, columns = np.zeros(labels.shape[1], int), np.arange(labels.shape[1])
     for _ in range(passes):
-        for k in columns:
+        for k in np.flatnonzero(fittable(labels)):
             others = columns != k
             all_hits = hits[chosen[others], columns[others]].sum() + hits[:, k]
             all_retrieved = retrieved[chosen[others], columns[others]].sum() + retrieved[:, k]
@@ -213,22 +214,21 @@ def write_calibration(workdir, calibration, origin):
     Args:
       workdir: the folder.
       calibration: a `Calibration`.
-      origin: a dict of what it was fitted on, and for which `step` of the run.
+      origin: a dict of how and on what it was fitted, and to which `parameters`.
     """
     with replacing(Path(workdir) / FILE) as temporary, temporary.open("wb") as file:
         np.savez(file, **calibration._asdict(), origin=json.dumps(origin))
 
 
-def read_calibration(workdir, step, num_labels):
+def read_calibration(workdir, parameters):
     """The `Calibration` in the folder of a run, or None where it has none.
 
     Args:
       workdir: the folder.
-      step: of the run's checkpoint.
-      num_labels: K of the run.
+      parameters: what identifies the run's parameters and labels, `runs.digest_parameters`.
 
     Raises:
-      InputError: the file is damaged, or of another step or other labels.
+      InputError: the file is damaged, or was fitted to other parameters or labels.
     """
     path = Path(workdir) / FILE
     if not path.is_file():
@@ -237,23 +237,29 @@ def read_calibration(workdir, step, num_labels):
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
             calibration = Calibration(*(stored[name] for name in Calibration._fields))
-            made_at = json.loads(str(stored["origin"]))["step"]
+            origin = json.loads(str(stored["origin"]))
+            fits = origin["parameters"] == parameters
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"cannot read {path} ({reason}); remove it, or run `mlclip calibrate` again"
         ) from error
-    if made_at != step or calibration.thresholds.shape != (num_labels,):
+    if not fits:
         raise InputError(
-            f"{path} was made at step {made_at} for {calibration.thresholds.size} labels, and the run is at "
-            f"step {step} with {num_labels}; remove it, or run `mlclip calibrate` again"
+            f"{path} was fitted to other parameters or labels than this run has; remove it, or run "
+            "`mlclip calibrate` again"
         )
     return calibration
 
 
 def _plain(num_labels):
-    thresholds = np.full(num_labels, PLAIN)
-    return Calibration(np.ones(num_labels), np.zeros(num_labels), np.empty((num_labels, 2, 0)), thresholds)
+    return Calibration(
+        slopes=np.ones(num_labels),
+        intercepts=np.zeros(num_labels),
+        knots=np.empty((num_labels, 2, 0)),
+        thresholds=np.full(num_labels, PLAIN),
+        fitted_on=np.empty(0, np.uint64),
+    )
 
 
 def _logistic(logits, labels, fit_intercept):
@@ -271,8 +277,10 @@ def _logistic(logits, labels, fit_intercept):
             np.repeat([1, 0], len(x)),
             sample_weight=np.concatenate([targets, 1 - targets]),
         )
-        calibration.slopes[k] = regression.coef_[0, 0]
-        calibration.intercepts[k] = regression.intercept_[0] if fit_intercept else 0
+        slope, intercept = regression.coef_[0, 0], regression.intercept_[0] if fit_intercept else 0.0
+        if slope < 0:  # the best that does not turn the ranking round
+            slope, intercept = 0.0, logit(targets.mean()) if fit_intercept else 0.0
+        calibration.slopes[k], calibration.intercepts[k] = slope, intercept
     return calibration
 
 

@@ -77,7 +77,8 @@ class Checkpoints:
         except Exception as error:  # orbax has no common base for what a damaged checkpoint raises
             raise InputError(
                 f"cannot read the checkpoint {folder}/{step} ({type(error).__name__}); "
-                "remove it to go on from the one before"
+                "if it is damaged, remove it to go on from the one before; if other settings or another "
+                "version made it, give another --workdir"
             ) from error
         raise InputError(
             f"the checkpoint in {folder} was trained on {describe(frozen)}, "

@@ -13,16 +13,17 @@ import jax
 import numpy as np
 from absl import flags
 
-from mlclip_jax import evaluate
 from mlclip_jax.backbones import load_backbone
 from mlclip_jax.configs import demo as recipe
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Scenes, write_scenes
 from mlclip_jax.data.sources import read_embeddings, read_image
+from mlclip_jax.examples import read_images
 from mlclip_jax.features import embed_images, embed_names, image_origin, write_embeddings
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.predict import load
 from mlclip_jax.report import draw_predictions, markdown_table
+from mlclip_jax.runs import read_run, scores_of
 from mlclip_jax.texts.templates import CLASS_TEMPLATE
 from mlclip_jax.train import train
 from mlclip_jax.zero_shot import cosine_scores, modality_gap
@@ -62,7 +63,8 @@ def demo(workdir, num_seeds=1):
     make_folder(workdir)
     backbone = load_backbone(BACKBONE)
     split = {name: embedded_scenes(workdir / name, backbone, *FOLDERS[name]) for name in FOLDERS}
-    (workdir / "labels.txt").write_text("\n".join(LABELS) + "\n", encoding="utf-8")
+    with replacing(workdir / "labels.txt") as temporary:
+        temporary.write_text("\n".join(LABELS) + "\n", encoding="utf-8")
 
     seconds, runs, trained_on = {}, {}, {COSINE: "nothing"}
     for variant, method in METHODS.items():
@@ -78,7 +80,7 @@ def demo(workdir, num_seeds=1):
                 trained_on[method] = f"{config.texts.number:,} texts"
             folder = workdir / f"{variant}-seed{seed}"
             seconds.setdefault(method, []).append(_train_and_time(config, folder))
-            runs.setdefault(method, []).append(evaluate.read_run(folder))
+            runs.setdefault(method, []).append(read_run(folder))
 
     start = time.monotonic()
     class_texts = next(iter(runs.values()))[0]["class_texts"]
@@ -86,7 +88,7 @@ def demo(workdir, num_seeds=1):
     figures = {COSINE: [score(cosine_scores(images.vectors, class_texts.vectors), images)]}
     seconds[COSINE] = [time.monotonic() - start]
     for method, own in runs.items():
-        figures[method] = [score(evaluate.scores_of(run, images), images) for run in own]
+        figures[method] = [score(scores_of(run, images), images) for run in own]
     other_texts = embed_names(backbone, OTHER_LABELS, CLASS_TEMPLATE)
     other = _labelled(workdir, "other", split, other_texts)
     other_figure = score(cosine_scores(other.vectors, other_texts.vectors), other)
@@ -139,7 +141,7 @@ def _train_and_time(config, folder):
 
 def _labelled(workdir, name, split, class_texts):
     source = {"embeddings": split[name], "labels": workdir / name / "labels.csv"}
-    return evaluate.read_images(source, class_texts, None)
+    return read_images(source, class_texts, None)
 
 
 def score(scores, images):

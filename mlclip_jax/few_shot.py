@@ -10,16 +10,18 @@ import numpy as np
 from absl import flags
 from sklearn.model_selection import train_test_split
 
-from mlclip_jax import evaluate
 from mlclip_jax.adapters import takes_other_labels
 from mlclip_jax.backbones import load_backbone
 from mlclip_jax.configs import few_shot as recipe
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS
+from mlclip_jax.data.sources import read_embeddings
 from mlclip_jax.demo import BACKBONE, COSINE, embedded_scenes, mean_and_spread, score
+from mlclip_jax.examples import read_images
 from mlclip_jax.features import embed_names, write_embeddings
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.report import markdown_table
+from mlclip_jax.runs import carry_over, read_run, scores_of
 from mlclip_jax.texts.templates import CLASS_TEMPLATE
 from mlclip_jax.train import train
 from mlclip_jax.zero_shot import cosine_scores
@@ -62,7 +64,8 @@ def few_shot(workdir, num_seeds=1, methods=METHODS, fractions=FRACTIONS):
     workdir = Path(workdir)
     make_folder(workdir)
     backbone = load_backbone(BACKBONE)
-    (workdir / "labels.txt").write_text("\n".join(LABELS) + "\n", encoding="utf-8")
+    with replacing(workdir / "labels.txt") as temporary:
+        temporary.write_text("\n".join(LABELS) + "\n", encoding="utf-8")
     scenes, cosines = _scenes(workdir, "scenes", backbone)
     other, other_cosines = _scenes(workdir, "other", backbone)
     every = np.arange(len(scenes.vectors))
@@ -74,13 +77,13 @@ def few_shot(workdir, num_seeds=1, methods=METHODS, fractions=FRACTIONS):
         cells, carried = [], ""
         for fraction, (part, rest) in splits.items():
             trained_on, tested = workdir / f"train-{100 * fraction:.0f}.npz", _rows(scenes, rest)
-            if not trained_on.is_file():
+            if not trained_on.is_file() or read_embeddings(trained_on).origin != scenes.origin:
                 write_embeddings(trained_on, _rows(scenes, part))
             runs = [_train(workdir, variant, fraction, seed, trained_on) for seed in range(num_seeds)]
-            cells.append(mean_and_spread([score(evaluate.scores_of(run, tested), tested) for run in runs]))
+            cells.append(mean_and_spread([score(scores_of(run, tested), tested) for run in runs]))
             if fraction == fractions[0] and takes_other_labels(runs[0]["config"].adapter):
-                runs = evaluate.carry_over(runs, OTHER_LABELS, lambda: backbone)
-                carried = mean_and_spread([score(evaluate.scores_of(run, other), other) for run in runs])
+                runs = [carry_over(run, OTHER_LABELS, backbone) for run in runs]
+                carried = mean_and_spread([score(scores_of(run, other), other) for run in runs])
         rows.append([method, *cells, carried])
 
     header = ["method", *(f"{100 * f:.0f}/{100 - 100 * f:.0f}" for f in fractions), "other labels"]
@@ -104,7 +107,7 @@ def _scenes(workdir, name, backbone):
     path = embedded_scenes(workdir / name, backbone, *FOLDERS[name], local=True)
     texts = embed_names(backbone, FOLDERS[name][2], CLASS_TEMPLATE)
     source = {"embeddings": path, "labels": workdir / name / "labels.csv"}
-    images = evaluate.read_images(source, texts, None, local=True)
+    images = read_images(source, texts, None, local=True)
     return images, cosine_scores(images.vectors, texts.vectors)
 
 
@@ -115,7 +118,7 @@ def _train(workdir, variant, fraction, seed, trained_on):
     config.examples.embeddings = str(trained_on)
     folder = workdir / f"{variant}-{100 * fraction:.0f}-seed{seed}"
     train(config, folder)
-    return evaluate.read_run(folder)
+    return read_run(folder)
 
 
 def _rows(images, rows):

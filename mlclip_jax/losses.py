@@ -267,6 +267,23 @@ LOSSES = {
 COUPLED = ("zlpr_batch", "two_way")
 
 
+# What constants may be, by their names: a test, and what is wanted, in words.
+RANGES = {
+    **dict.fromkeys(
+        ("gamma", "gamma_negative", "gamma_positive", "margin", "lamb"),
+        (lambda x: 0 <= x < math.inf, "finite and not negative"),
+    ),
+    **dict.fromkeys(
+        ("scale", "temperature_positive", "temperature_negative"),
+        (lambda x: 0 < x < math.inf, "finite and positive"),
+    ),
+    **dict.fromkeys(("clip", "eps"), (lambda x: 0 <= x < 1, "in [0, 1)")),
+    "smoothing": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+    "alpha": (lambda x: -math.inf < x <= 1, "at most 1, and negative for none"),
+    "focus_gradient": (lambda x: isinstance(x, bool), "True or False"),
+}
+
+
 def constants(name):
     """The keyword arguments of the loss `name` and their defaults."""
     parameters = inspect.signature(LOSSES[name]).parameters.values()

@@ -49,7 +49,8 @@ def average_precision(scores, labels, protocol="ap", weights=None):
       float32 `(K,)`; NaN for a class without a positive.
     """
     order, ends = _ranking(scores)
-    return _area(_ranked(labels, order), ends, None if weights is None else weights[order], protocol)
+    weights = None if weights is None else _counted(weights)[order]
+    return _area(_ranked(labels, order), ends, weights, protocol)
 
 
 def mean_average_precision(scores, labels, protocol="ap", weights=None):
@@ -117,11 +118,13 @@ def decision_figures(predicted, labels, weights=None):
       A dict of `OP`, `OR`, `OF1` (overall, that is micro-averaged), `CP`, `CR` (means over classes), and both
       of what is called CF1: `CF1`, the harmonic mean of CP and CR (TaI-DPT, DualCoOp, HCP), and
       `mean_F1`, the mean of the classes' F1 (ASL, ML-Decoder, scikit-learn's macro average). A class that is
-      neither present nor predicted counts as 0.
+      neither present nor predicted counts as 0; one of which nothing is known is left out.
     """
     counts = count_decisions(predicted, labels, weights)
     overall = precision_recall_f1(Counts(*map(jnp.sum, counts)))
-    cp, cr, mean_f1 = map(jnp.mean, precision_recall_f1(counts))
+    known = jnp.any(_times(labels, weights) > 0, axis=0)
+    per_class = precision_recall_f1(counts)
+    cp, cr, mean_f1 = (_ratio(jnp.sum(jnp.where(known, f, 0)), jnp.sum(known)) for f in per_class)
     cf1 = _ratio(2 * cp * cr, cp + cr)
     return dict(zip(("OP", "OR", "OF1"), overall)) | {"CP": cp, "CR": cr, "CF1": cf1, "mean_F1": mean_f1}
 
@@ -271,9 +274,13 @@ def _times(labels, weights):
     """How often each entry counts, int32 `(N, K)`."""
     if weights is None:
         return (labels >= 0).astype(jnp.int32)
+    return jnp.where(labels >= 0, _counted(weights)[:, None], 0)
+
+
+def _counted(weights):
     if not jnp.issubdtype(weights.dtype, jnp.integer) and weights.dtype != bool:
         raise TypeError(f"weights count examples, and must be integers or bool; got {weights.dtype}")
-    return jnp.where(labels >= 0, weights.astype(jnp.int32)[:, None], 0)
+    return weights.astype(jnp.int32)
 
 
 def _ratio(part, whole):
@@ -289,5 +296,5 @@ def _mean_over_classes(per_class):
 
 
 def _mean_over_rows(per_row, counted, weights):
-    times = counted.astype(jnp.int32) if weights is None else jnp.where(counted, weights.astype(jnp.int32), 0)
+    times = counted.astype(jnp.int32) if weights is None else jnp.where(counted, _counted(weights), 0)
     return _ratio(jnp.sum(per_row * times.astype(jnp.float32)), jnp.sum(times))

@@ -7,13 +7,19 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from mlclip_jax import evaluate
 from mlclip_jax.adapters import reads_local
-from mlclip_jax.checkpoints import describe
 from mlclip_jax.data.sources import Embeddings, list_images, read_image, read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.report import draw_predictions
+from mlclip_jax.runs import (
+    carry_over,
+    load_backbone_for,
+    probabilities_of,
+    read_run,
+    scores_of,
+    thresholds_of,
+)
 
 DRAWN = 48  # images in a picture, at most
 FORMATS = (".csv", ".jsonl")
@@ -36,34 +42,11 @@ def load(workdir, *, backbone=None):
     Example:
       >>> run = mlclip_jax.load("runs/demo/tai-seed0")
       >>> probabilities = run.predict(["scene.jpg"])  # (1, K)
-      >>> [run.label_names[k] for k in (probabilities[0] >= 0.5).nonzero()[0]]
+      >>> [run.label_names[k] for k in (probabilities[0] >= run.thresholds).nonzero()[0]]
       ['anchor', 'umbrella']
     """
-    from mlclip_jax.backbones import load_backbone, read_encoding
-
-    run = evaluate.read_run(workdir)
-    trained_on = evaluate.backbone_of(run["class_texts"].origin)
-    name = backbone or run["config"].get("backbone") or (trained_on or {}).get("name")
-    if name is None:
-        raise InputError(f"{workdir} does not record its backbone; name it: --backbone=FOLDER_OR_NAME")
-    recorded = trained_on is not None and name == trained_on["name"]
-    backbone = load_backbone(
-        name,
-        revision=(trained_on["revision"] or None) if recorded else None,
-        **read_encoding(run["config"].get("encoding", {})),
-    )
-    if trained_on and trained_on["sha256"] != backbone.fingerprint["sha256"]:
-        raise InputError(
-            f"{workdir} was trained on {describe(trained_on)}, not on {describe(backbone.fingerprint)}; "
-            "name the backbone that it was trained on"
-        )
-    width = run["class_texts"].vectors.shape[1]
-    if backbone.embedding_width != width:
-        raise InputError(
-            f"{workdir} was trained on embeddings {width} wide, and {name} makes them "
-            f"{backbone.embedding_width} wide; name the backbone that it was trained on"
-        )
-    return Predictor(run, backbone)
+    run = read_run(workdir)
+    return Predictor(run, load_backbone_for(run, backbone))
 
 
 class Predictor:
@@ -77,7 +60,7 @@ class Predictor:
 
     def __init__(self, run, backbone):
         self.label_names = run["class_texts"].names
-        self.thresholds = evaluate.thresholds_of(run)
+        self.thresholds = thresholds_of(run)
         self.backbone = backbone
         self._run = run
 
@@ -96,7 +79,7 @@ class Predictor:
         local = reads_local(self._run["config"].adapter)
         encoded = self.backbone.encode_images(images, local=local)
         images = Embeddings(encoded.embeddings, local=encoded.local) if local else Embeddings(encoded)
-        return evaluate.probabilities_of(self._run, evaluate.scores_of(self._run, images))
+        return probabilities_of(self._run, scores_of(self._run, images))
 
     def with_labels(self, label_names):
         """This run with other labels than it was trained on: zero-shot transfer.
@@ -113,8 +96,7 @@ class Predictor:
         Example:
           >>> probabilities = run.with_labels(["cat", "kitten"]).predict(["cat.jpg"])  # (1, 2)
         """
-        (carried,) = evaluate.carry_over([self._run], list(label_names), lambda: self.backbone)
-        return Predictor(carried, self.backbone)
+        return Predictor(carry_over(self._run, label_names, self.backbone), self.backbone)
 
 
 def main(values):

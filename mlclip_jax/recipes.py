@@ -147,7 +147,14 @@ def check_same_run(workdir, config, may_change):
         return
     there, here = flat_config(read_config(workdir)), flat_config(json.loads(config.to_json()))
     for key in sorted(there.keys() | here.keys()):
-        if there.get(key) != here.get(key) and not key.startswith(may_change):
+        if key.startswith(may_change):
+            continue
+        if (key in there) != (key in here):
+            has = "has" if key in there else "lacks"
+            raise InputError(
+                f"{workdir} holds a run that {has} {key}, of another kind; give another --workdir"
+            )
+        if there[key] != here[key]:
             raise InputError(
                 f"{workdir} holds a run with {key} {there.get(key)!r}, not {here.get(key)!r}; "
                 "give that value, or another --workdir"

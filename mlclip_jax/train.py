@@ -9,7 +9,6 @@ import functools
 import hashlib
 import math
 import sys
-from collections import Counter
 from pathlib import Path
 
 import jax
@@ -20,7 +19,7 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mlclip_jax import evaluate, recipes
+from mlclip_jax import calibration, evaluate, recipes
 from mlclip_jax.adapters import ADAPTERS, TITLES, fc, layers, make_adapter, ml_decoder, mmm_mld, reads_local
 from mlclip_jax.backbones.weights import fingerprint
 from mlclip_jax.checkpoints import Checkpoints
@@ -29,15 +28,17 @@ from mlclip_jax.configs import mmm_clip, tai
 from mlclip_jax.data.pipeline import batch_indices
 from mlclip_jax.data.sources import Embeddings, read_embeddings, read_lines
 from mlclip_jax.errors import InputError
+from mlclip_jax.examples import digest, read_images
 from mlclip_jax.features import embed_names, write_embeddings
 from mlclip_jax.files import locked, make_folder
 from mlclip_jax.loop import make_chunk, resume, run_conditions, run_steps, update
-from mlclip_jax.losses import COUPLED, LOSSES, constants
+from mlclip_jax.losses import COUPLED, LOSSES, RANGES, constants
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.modules import merge_module, split_trainable
 from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
 from mlclip_jax.perturbation import LENGTHS, perturb
-from mlclip_jax.texts.label_sets import sample_label_sets
+from mlclip_jax.runs import adapter_scores, load_backbone_of, read_run, write_drawn, write_trained_on
+from mlclip_jax.texts.label_sets import check_label_names, sample_label_sets
 from mlclip_jax.texts.mixtures import mix_class_embeddings
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, write_texts
 
@@ -69,17 +70,18 @@ def train(config, workdir):
     make_folder(workdir)
     workdir = Path(workdir)
     recipes.check_same_run(workdir, config, MAY_CHANGE)
-    backbone = functools.cache(lambda: evaluate.load_backbone_of(config))
+    backbone = functools.cache(lambda: load_backbone_of(config))
     class_texts = read_class_texts(config, backbone)
     images, local = None, reads_local(config.adapter)
     if any(config.evaluation.values()):
-        images = evaluate.read_images(config.evaluation, class_texts, backbone, local=local)
+        flag = "--config.evaluation."
+        images = read_images(config.evaluation, class_texts, backbone, flag=flag, local=local)
     origin = class_texts.origin
     if "examples" in config:
-        examples = evaluate.read_images(
-            config.examples, class_texts, backbone, section="examples", local=local
+        examples = read_images(
+            config.examples, class_texts, backbone, purpose="train on", flag="--config.examples.", local=local
         )
-        origin = origin | {"examples": evaluate.digest(examples)}
+        origin = origin | {"examples": digest(examples)}
     else:
         examples = read_training_texts(config, class_texts, backbone, workdir)
 
@@ -95,26 +97,29 @@ def train(config, workdir):
     data = {"embeddings": examples.vectors, "labels": examples.labels}
     if local:
         data["local"] = examples.local
-    data, frozen = jax.device_put((data, frozen), replicated(mesh))
+    data = jax.device_put(data, replicated(mesh))
 
     def run_chunk(state, first, end):
         steps = np.arange(first, end, dtype=np.int32)
         number, size = len(examples.vectors), config.train.batch_size
         indices = [batch_indices(config.seed, t, number, size) for t in steps]
         # The backbone's work is in the data already; what is frozen here are the class texts and the like.
-        return run_on_devices(state, frozen, data, np.stack(indices), steps)
+        return run_on_devices(state, kept, data, np.stack(indices), steps)
 
     def evaluate_now(state):
-        scores = evaluate.adapter_scores(graph, state["parameters"], frozen, images.vectors, images.local)
+        scores = adapter_scores(graph, state["parameters"], kept, images.vectors, images.local)
         return {"mAP_percent": 100 * mean_average_precision(scores, images.labels)[0]}
 
     with locked(workdir), Checkpoints(workdir / "checkpoints", origin) as checkpoints:
         step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
+        kept = jax.device_put(write_drawn(workdir, frozen), replicated(mesh))
         title, number = TITLES[config.adapter.name], sum(x.size for x in jax.tree.leaves(parameters))
         print(f"{title}: {number:,} parameters, {config.adapter.dtype}", file=sys.stderr)
         recipes.write_config(workdir, config)
         if "examples" in config:
-            evaluate.write_trained_on(workdir, examples)
+            write_trained_on(workdir, examples)
+        if step < config.train.steps:  # it was fitted to parameters that are about to change
+            (workdir / calibration.FILE).unlink(missing_ok=True)
         write_embeddings(workdir / "classes.npz", class_texts)
         state = run_steps(
             run_chunk,
@@ -129,7 +134,7 @@ def train(config, workdir):
     labels = f"{len(class_texts.names)} labels"
     print(f"{workdir}: trained {config.train.steps} steps on {learnt_from} about {labels}")
     if images is not None:
-        evaluate.print_comparison(evaluate.compare([evaluate.read_run(workdir)], images))
+        evaluate.print_comparison(evaluate.compare([read_run(workdir)], images))
     return state["parameters"]
 
 
@@ -146,9 +151,7 @@ def read_class_texts(config, backbone):
         names = read_lines(path)
         class_texts = embed_names(backbone(), names, CLASS_TEMPLATE)
         origin = class_texts.origin
-    name, times = Counter(class_texts.names).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"{path} names {name!r} more than once; every class needs a name of its own")
+    check_label_names(class_texts.names, path)
     labels = hashlib.sha256("\n".join(class_texts.names).encode()).hexdigest()
     return class_texts._replace(origin=origin | {"labels": labels})
 
@@ -218,7 +221,7 @@ def with_loss_constants(config):
       InputError: there is no such loss, or it has no such constant.
     """
     config = copy.deepcopy(config)
-    name = config.get("loss", {}).get("name")
+    name = config.loss.get("name") if isinstance(config.get("loss"), ConfigDict) else None
     if name not in LOSSES:
         raise InputError(f"the recipe's loss.name must be one of {', '.join(LOSSES)}")
     own = constants(name)
@@ -284,7 +287,8 @@ MAY_CHANGE = (
 
 def _check(config, num_devices):
     """Refuses what could only fail later, or silently mean something else."""
-    if config.get("adapter", {}).get("name") not in ADAPTERS:
+    adapter = config.get("adapter")
+    if not isinstance(adapter, ConfigDict) or adapter.get("name") not in ADAPTERS:
         raise InputError(f"the recipe's adapter.name must be one of {', '.join(ADAPTERS)}")
     if config.adapter.name == "tai":
         expected = tai.get_config("templates" if "backbone" in config else "embeddings")
@@ -313,9 +317,10 @@ def _check(config, num_devices):
         "optimizer.learning_rate": (lambda r: 0 < r < math.inf, "finite and positive"),
         "optimizer.weight_decay": (lambda w: 0 <= w < math.inf, "finite and not negative"),
     }
-    for name, default in constants(config.loss.name).items():
-        if isinstance(default, float):
-            conditions[f"loss.{name}"] = (math.isfinite, "finite")
+    conditions |= {f"loss.{name}": condition for name, condition in RANGES.items()}
+    if reads_local(config.adapter):
+        no_noise = "0 with local features, which no noise is added to"
+        conditions["perturbation.radius"] = (lambda r: r == 0, no_noise)
     required = ("backbone", "texts.class_embeddings", "texts.labels")
     recipes.check(config, expected, required, conditions | run_conditions(num_devices))
     try:

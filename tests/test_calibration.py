@@ -1,6 +1,7 @@
 """Probabilities and thresholds against scikit-learn and slow searches; the command; what becomes of it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 from small_world import LABELS, train_arguments, write_embeddings
 
-from mlclip_jax import InputError, calibration, evaluate
+from mlclip_jax import InputError, calibration
 from mlclip_jax.calibration import METHODS, RULES, apply, cross_validated, fit
 from mlclip_jax.cli import main
+from mlclip_jax.examples import read_images
+from mlclip_jax.runs import probabilities_of, read_run, scores_of
 
 GENERATOR = np.random.default_rng(0)
 NUMBER, CLASSES = 400, 4
@@ -194,18 +197,19 @@ def test_the_command_tells_what_it_gained_and_evaluate_uses_it(run, capsys):
     assert "| plain sigmoid, threshold 0.5 |" in output
     assert "| calibrated |" in output
     assert "200 images, " in output
-    loaded = evaluate.read_run(run / "run")
+    loaded = read_run(run / "run")
     stored = loaded["calibration"]
     assert stored.thresholds.shape == (len(LABELS),)
     assert stored.knots.shape[:2] == (len(LABELS), 2)
-    images = evaluate.read_images({"embeddings": str(run / "images.npz")}, loaded["class_texts"], None)
-    logits = np.asarray(evaluate.scores_of(loaded, images))
+    images = read_images({"embeddings": str(run / "images.npz")}, loaded["class_texts"], None)
+    logits = np.asarray(scores_of(loaded, images))
     np.testing.assert_allclose(
-        evaluate.probabilities_of(loaded, logits),
+        probabilities_of(loaded, logits),
         apply(fit(logits, images.labels, "isotonic"), logits),
         atol=1e-6,
     )
     assert main(["evaluate", f"--workdir={run / 'run'}", "--bootstrap=1"]) == 0
+    assert "200 of these very images were calibrated on; what" in capsys.readouterr().out
     figures = json.loads((run / "run/evaluation.json").read_text())["raw"]
     assert figures["calibrated"]
     (run / "run/calibration.npz").unlink()
@@ -217,6 +221,19 @@ def test_the_command_tells_what_it_gained_and_evaluate_uses_it(run, capsys):
     assert figures["ap"] == plain["ap"]
 
 
+def test_training_on_forgets_the_calibration(run, tmp_path):
+    """What was fitted to the parameters of one training says nothing of those of another."""
+    folder = tmp_path / "run"
+    arguments = train_arguments(run, folder, train__steps=20)
+    assert main(arguments) == 0
+    assert main(["calibrate", f"--workdir={folder}", f"--embeddings={run / 'images.npz'}"]) == 0
+    assert main(arguments) == 0
+    assert (folder / "calibration.npz").is_file()
+    shutil.rmtree(folder / "checkpoints")
+    assert main([*arguments, "--config.seed=3"]) == 0
+    assert not (folder / "calibration.npz").is_file()
+
+
 def test_a_target_goes_with_its_rules(run, capsys):
     assert calibrate(run, "--rule=precision", "--target=0.8") == 0
     assert calibrate(run, "--rule=precision") == 2
@@ -224,24 +241,43 @@ def test_a_target_goes_with_its_rules(run, capsys):
     assert "--target=0.9 goes with --rule=precision and --rule=recall" in capsys.readouterr().err
 
 
+def test_a_slope_never_turns_the_ranking_round():
+    for method in ("platt", "temperature"):
+        fitted = fit(-LOGITS, PRESENT, method, "half")
+        np.testing.assert_array_equal(fitted.slopes, 0)
+    expected = (PRESENT.sum(axis=0) / NUMBER).round(2)
+    np.testing.assert_allclose(apply(fit(-LOGITS, PRESENT, "platt"), LOGITS)[0], expected, atol=0.02)
+
+
+def test_labels_that_cannot_be_fitted_do_not_steer_the_others():
+    labels = np.stack([PRESENT[:, 0], np.ones(NUMBER)], axis=1).astype(np.int8)
+    alone = RULES["micro_f1"](PROBABILITIES[:, :1], labels[:, :1])
+    both = RULES["micro_f1"](np.stack([PROBABILITIES[:, 0], np.full(NUMBER, 0.9)], axis=1), labels)
+    assert both[1] == 0.5
+    assert alone.shape == (1,)
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", None])
 def test_a_damaged_or_foreign_file_is_one_clear_line(run, capsys, damage):
     path = run / "run/calibration.npz"
     if damage is None:
-        calibration.write_calibration(run / "run", fit(LOGITS, PRESENT), {"step": 200})
-        message = "was made at step 200 for 4 labels, and the run is at step 200 with 6"
+        calibration.write_calibration(run / "run", fit(LOGITS, PRESENT), {"parameters": "others"})
+        message = "was fitted to other parameters or labels than this run has"
     else:
         path.write_bytes(damage)
         message = "cannot read "
     with pytest.raises(InputError, match=message):
-        evaluate.read_run(run / "run")
+        read_run(run / "run")
     assert main(["evaluate", f"--workdir={run / 'run'}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    # The command that the message names mends it.
+    assert calibrate(run) == 0
+    assert main(["evaluate", f"--workdir={run / 'run'}", "--bootstrap=1"]) == 0
     path.unlink()
 
 
 def test_no_pickle_is_written_or_read(run):
-    calibration.write_calibration(run / "run", fit(LOGITS, PRESENT, "isotonic"), {"step": 1})
+    calibration.write_calibration(run / "run", fit(LOGITS, PRESENT, "isotonic"), {"parameters": ""})
     with np.load(run / "run/calibration.npz", allow_pickle=False) as stored:
-        assert all(stored[name].dtype.kind in "fU" for name in stored.files)
+        assert all(stored[name].dtype.kind in "fuU" for name in stored.files)
     (run / "run/calibration.npz").unlink()

@@ -12,10 +12,13 @@ from tiny_clip import config_with, write_clip
 
 import mlclip_jax
 from mlclip_jax import InputError, evaluate, few_shot
+from mlclip_jax.adapters import make_adapter
 from mlclip_jax.cli import main
 from mlclip_jax.configs import mmm_clip
 from mlclip_jax.data.sources import read_embeddings
+from mlclip_jax.examples import read_images
 from mlclip_jax.losses import LOSSES
+from mlclip_jax.runs import read_run, scores_of
 from mlclip_jax.train import train
 
 LABELS = ("cat", "dog", "owl", "bus")
@@ -93,15 +96,15 @@ def test_every_adapter_trains(folder, tmp_path, capsys, case, mode):
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
     # What is read back scores as what was trained; frozen queries are drawn again from the seed.
-    run = evaluate.read_run(tmp_path)
+    run = read_run(tmp_path)
     written = json.loads((tmp_path / "evaluation.json").read_text())
-    scored = evaluate.read_images(
+    scored = read_images(
         {"embeddings": folder / "test.npz", "labels": folder / "test.csv"},
         run["class_texts"],
         None,
         local=True,
     )
-    figures = evaluate.figures_of(run, np.asarray(evaluate.scores_of(run, scored)), scored.labels)
+    figures = evaluate.figures_of(run, np.asarray(scores_of(run, scored)), scored.labels)
     assert figures == pytest.approx(written["raw"])
 
 
@@ -168,6 +171,52 @@ def test_local_features_are_asked_for_where_they_are_read(folder, tmp_path, caps
     assert "--local is for --images" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("variant", "setting", "message"),
+    [
+        ("fc,loss=asymmetric", "loss.clip=-2.0", "loss.clip=-2.0 cannot be: it must be in [0, 1)"),
+        ("fc,loss=asymmetric", "loss.gamma_negative=-4.0", "it must be finite and not negative"),
+        ("fc,loss=two_way", "loss.temperature_positive=0.0", "it must be finite and positive"),
+        ("fc,loss=smoothed_binary_cross_entropy", "loss.smoothing=5.0", "it must be in [0, 1]"),
+        ("fc,loss=asymmetric", "loss.name=two_way", "loss two_way has no"),
+        ("mld", "perturbation.radius=2.0", "it must be 0 with local features, which no noise is added to"),
+        ("mld", "adapter.num_heads=7", "adapter.num_heads=7 does not divide the width"),
+        ("mld", "adapter.blocks=0", "it must be at least 1"),
+        ("mld", "adapter.features=all", "it must be one of local, pooled"),
+        ("mld", "examples.images=elsewhere", "give either --config.examples.embeddings=FILE or"),
+    ],
+)
+def test_values_that_cannot_be_are_one_line(folder, tmp_path, capsys, variant, setting, message):
+    given = arguments(folder, tmp_path, "fc")
+    given[1] = f"--config=mmm_clip:{variant}"
+    assert main([*given, f"--config.{setting}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.splitlines()[-1].startswith("mlclip train: error: ")
+
+
+def test_recipes_of_ones_own_that_are_no_recipes(folder, tmp_path):
+    config = mmm_clip.get_config("fc")
+    del config.loss
+    config.loss = "focal"
+    with pytest.raises(InputError, match=r"the recipe's loss\.name must be one of"):
+        train(config, tmp_path)
+    config = mmm_clip.get_config("fc")
+    config.backbone, config.texts.labels = str(folder / "clip"), str(folder / "labels.txt")
+    with pytest.raises(InputError, match=r"FC has no adapter\.foo; it has text, dtype"):
+        make_adapter(config.adapter.to_dict() | {"foo": 1}, np.zeros((2, 4), np.float32), rngs=None)
+
+
+def test_what_is_drawn_is_kept_with_the_run(folder, tmp_path):
+    """Another version of JAX may draw other queries from the same seed."""
+    assert main(arguments(folder, tmp_path, "ml_decoder_local", train__steps=2)) == 0
+    kept = np.load(tmp_path / "drawn.npz")["queries"]
+    run = read_run(tmp_path)
+    np.testing.assert_array_equal(run["frozen"]["queries"], kept)
+    np.savez(tmp_path / "drawn.npz", queries=kept + 1)
+    np.testing.assert_array_equal(read_run(tmp_path)["frozen"]["queries"], kept + 1)
+
+
 def test_a_folder_of_images_gives_the_same_run(folder, tmp_path):
     """Embedded on the way, or stored before: the same local features, the same parameters."""
     assert main(arguments(folder, tmp_path / "stored", "mld_local")) == 0
@@ -191,7 +240,19 @@ def test_other_labels_in_one_call(folder, trained, case):
     files = sorted((folder / "test").iterdir())
     other = run.with_labels(["kite", "cat"])
     assert other.label_names == ("kite", "cat")
-    assert other.predict(files).shape == (len(files), 2)
+    # A label's probability does not depend on which others are asked for.
+    expected = run.predict(files)[:, [0]]
+    np.testing.assert_allclose(other.predict(files)[:, [1]], expected, atol=1e-5)
+    np.testing.assert_allclose(run.with_labels(["cat"]).predict(files), expected, atol=1e-5)
+    for wrong, message in (
+        ("cat", "must be a list of names; got 'cat'"),
+        ([], "must be a list of names"),
+        ([" "], "must be a string that is not blank"),
+        ([3], "must be a string that is not blank; got 3"),
+        (["cat", "cat"], "names 'cat' more than once"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run.with_labels(wrong)
     # The labels it was trained on, in another order, are still what they were.
     back = run.with_labels(LABELS[::-1])
     np.testing.assert_allclose(back.predict(files)[:, ::-1], run.predict(files), atol=1e-5)
@@ -221,6 +282,8 @@ def test_other_labels_from_the_shell(folder, trained, tmp_path, capsys):
     assert "VOC 2007's 11-point" in output
     assert "2 of 3 have a positive and are counted" in output
     assert "| MLD | raw |" in output
+    before = json.loads((trained / "mld_local/evaluation.json").read_text())
+    assert before["protocol"]["classes"] == "4 of 4 have a positive and are counted"
     assert main(["evaluate", f"--workdir={trained / 'fc'}", *evaluate_flags]) == 2
     assert "holds FC, which knows no labels but those it was trained on; MLD does" in capsys.readouterr().err
     with pytest.raises(InputError, match="which knows no labels but those it was trained on"):

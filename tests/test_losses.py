@@ -377,7 +377,7 @@ LEVELS = [1e4, -1e4, 100, -100, 18.4, -18.4, 1, -1, 0, 1e-30]
 
 @every_loss
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("num_classes", [1, 3, 20_000])
+@pytest.mark.parametrize("num_classes", [1, 20_000])
 def test_finite_at_the_extremes(name, dtype, num_classes):
     rng = np.random.default_rng(0)
     shape = (5, num_classes)
@@ -408,3 +408,9 @@ def test_powers_below_one_have_finite_gradients(name, constants):
         (total, _), gradient = compiled(name, **constants)(logits, np.full_like(logits, label))
         assert np.isfinite(total)
         assert np.isfinite(gradient).all()
+
+
+def test_shapes_that_differ_are_refused():
+    logits, labels = example()
+    with pytest.raises(ValueError, match=r"logits \(4, 5\) and labels \(4, 1\) must have the same shape"):
+        losses.binary_cross_entropy(logits, labels[:, :1])

@@ -1,5 +1,6 @@
 """Metrics against scikit-learn and literal transcriptions, on ties, unknown labels, weights and sizes."""
 
+import functools
 import statistics
 import time
 import warnings
@@ -183,8 +184,20 @@ def test_what_cannot_be_is_an_error():
     scores, labels = np.zeros((2, 1), np.float32), np.ones((2, 1), np.int8)
     with pytest.raises(ValueError, match="protocol 'mAP' is not one of ap, voc07, voc10, trapezoid"):
         average_precision(scores, labels, "mAP")
-    with pytest.raises(TypeError, match="must be integers or bool; got float32"):
-        metrics.hamming_loss(scores > 0, labels, np.ones(2, np.float32))
+    half = np.full(2, 0.5, np.float32)
+    for metric in (metrics.hamming_loss, metrics.exact_match, metrics.decision_figures):
+        with pytest.raises(TypeError, match="must be integers or bool; got float32"):
+            metric(scores > 0, labels, half)
+    for metric in (metrics.one_error, functools.partial(average_precision, protocol="ap")):
+        with pytest.raises(TypeError, match="must be integers or bool; got float32"):
+            metric(scores, labels, weights=half)
+
+
+def test_classes_of_which_nothing_is_known_take_no_part_in_means():
+    predicted = np.array([[True, True], [False, True]])
+    labels = np.array([[1, -1], [0, -1]], np.int8)
+    figures = metrics.decision_figures(predicted, labels)
+    assert {name: float(figure) for name, figure in figures.items()} == dict.fromkeys(figures, 1.0)
 
 
 def test_bootstrap_resamples_methods_alike():

@@ -20,11 +20,13 @@ from mlclip_jax.adapters.tai import TaIAdapter
 from mlclip_jax.cli import main
 from mlclip_jax.configs import tai
 from mlclip_jax.data.sources import read_embeddings
+from mlclip_jax.examples import read_images
 from mlclip_jax.files import locked
 from mlclip_jax.loop import Log, make_chunk
 from mlclip_jax.losses import binary_cross_entropy
 from mlclip_jax.modules import merge_module, split_trainable
 from mlclip_jax.parallel import data_parallel, make_mesh, replicated
+from mlclip_jax.runs import read_run
 from mlclip_jax.train import make_loss, make_optimizer, make_schedule, make_train_step, train
 
 
@@ -45,7 +47,7 @@ def small_config(world, **changes):
 
 
 def read_scored(world, runs):
-    return evaluate.read_images({"embeddings": str(world / "images.npz")}, runs[0]["class_texts"], None)
+    return read_images({"embeddings": str(world / "images.npz")}, runs[0]["class_texts"], None)
 
 
 def steps_of(workdir):
@@ -227,7 +229,7 @@ def test_evaluate_compares_methods_over_seeds(world, tmp_path, capsys):
         for seed in (0, 1):
             runs.append(tmp_path / f"{radius}-{seed}")
             train(small_config(world, seed=seed, perturbation__radius=radius), runs[-1])
-    runs = [evaluate.read_run(run) for run in runs]
+    runs = [read_run(run) for run in runs]
     scored = read_scored(world, runs)
     comparison = evaluate.compare(runs, scored, num_samples=50)
     rows = {(row["method"], row["scoring"]): row for row in comparison["rows"]}
@@ -260,7 +262,7 @@ def test_runs_on_different_texts_are_not_compared(world, tmp_path):
     write_embeddings(other, seed=5)
     for name, place in (("a", world), ("b", other)):
         train(small_config(place, train__steps=1), tmp_path / name)
-    runs = [evaluate.read_run(tmp_path / name) for name in ("a", "b")]
+    runs = [read_run(tmp_path / name) for name in ("a", "b")]
     with pytest.raises(InputError, match="were trained on different class texts"):
         evaluate.compare(runs, read_scored(world, runs))
 
@@ -270,7 +272,7 @@ def test_unfinished_and_repeated_runs_are_not_compared(world, tmp_path):
         train(small_config(world, train__steps=20), tmp_path / name)
     path = tmp_path / "c" / "config.json"
     path.write_text(path.read_text().replace('"steps": 20', '"steps": 40'))
-    runs = [evaluate.read_run(tmp_path / name) for name in ("a", "b", "c")]
+    runs = [read_run(tmp_path / name) for name in ("a", "b", "c")]
     scored = read_scored(world, runs)
     with pytest.raises(InputError, match=r"/a and .*/b are the same run twice"):
         evaluate.compare(runs[:2], scored)
@@ -298,7 +300,7 @@ def test_evaluation_leaves_a_running_run_alone(world, tmp_path):
     train(small_config(world), tmp_path)
     unfinished = tmp_path / "checkpoints" / "80.orbax-checkpoint-tmp"
     unfinished.mkdir()
-    evaluate.read_run(tmp_path)
+    read_run(tmp_path)
     assert unfinished.is_dir()
 
 

@@ -5,6 +5,8 @@ All are called alike: `adapter(embeddings, local=None, keys=None)`, with embeddi
 dropped out of it; logits (b, K) come back, float32.
 """
 
+import inspect
+
 from mlclip_jax.adapters.fc import FCAdapter
 from mlclip_jax.adapters.ml_decoder import MLDecoder
 from mlclip_jax.adapters.mmm_mld import MLDAdapter
@@ -26,10 +28,14 @@ def make_adapter(settings, class_texts, *, rngs):
       rngs: where the initial weights are drawn from.
 
     Raises:
-      InputError: the number of heads does not divide the width.
+      InputError: it has no such setting, or the number of heads does not divide the width.
     """
     own = {key: value for key, value in settings.items() if key != "name"}
-    width, heads = own.get("width", class_texts.shape[1]), own.get("num_heads", 1)
+    known = _settings(settings["name"])
+    for key in own.keys() - known.keys():
+        raise InputError(f"{TITLES[settings['name']]} has no adapter.{key}; it has {', '.join(known)}")
+    known |= own
+    width, heads = known.get("width", class_texts.shape[1]), known.get("num_heads", 1)
     if width % heads:
         raise InputError(f"adapter.num_heads={heads} does not divide the width {width}")
     return ADAPTERS[settings["name"]](class_texts, **own, rngs=rngs)
@@ -37,9 +43,15 @@ def make_adapter(settings, class_texts, *, rngs):
 
 def reads_local(settings):
     """Whether the adapter of a recipe reads an image's local features, and not its embedding alone."""
-    return settings.get("features") == "local"
+    return (_settings(settings["name"]) | dict(settings)).get("features") == "local"
 
 
 def takes_other_labels(settings):
     """Whether the adapter of a recipe, once trained, labels by any class texts, and not by its own alone."""
     return settings["name"] == "mld" or settings.get("queries") == "text"
+
+
+def _settings(name):
+    """An adapter's own settings and their defaults."""
+    parameters = inspect.signature(ADAPTERS[name].__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}

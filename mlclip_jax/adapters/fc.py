@@ -3,9 +3,8 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from mlclip_jax.adapters.layers import linear
+from mlclip_jax.adapters.layers import Logits, standardised_cosines
 from mlclip_jax.modules import Frozen
-from mlclip_jax.zero_shot import cosine_scores, standardise
 
 TEXTS = ("cosine", "first", "none")
 
@@ -31,7 +30,8 @@ class FCAdapter(nnx.Module):
     def __init__(self, class_texts, *, text="cosine", dtype="float32", rngs):
         num_labels, width = class_texts.shape
         self.text = text
-        self.linear = linear(width * (2 if text == "first" else 1), num_labels, jnp.dtype(dtype), rngs)
+        width *= 2 if text == "first" else 1
+        self.linear = Logits(width, num_labels, dtype=jnp.dtype(dtype), rngs=rngs)
         if text != "none":
             self.class_texts = Frozen(jnp.asarray(class_texts[:1] if text == "first" else class_texts))
         if text == "cosine":
@@ -43,8 +43,8 @@ class FCAdapter(nnx.Module):
         if self.text == "first":
             first = jnp.broadcast_to(self.class_texts[...], embeddings.shape)
             embeddings = jnp.concatenate([embeddings, first], axis=1)
-        logits = self.linear(embeddings).astype(jnp.float32)
+        logits = self.linear(embeddings)
         if self.text == "cosine":
-            cosines = standardise(cosine_scores(embeddings, self.class_texts[...]))
+            cosines = standardised_cosines(embeddings, self.class_texts[...], self.class_texts[...])
             logits += self.cosine_weight[...][None] * cosines
         return logits

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlclip_jax.backbones.transformer import Attention
+from mlclip_jax.zero_shot import cosine_scores
 
 DTYPES = ("float32", "bfloat16")
 FEATURES = ("local", "pooled")  # of an image: what queries look at
@@ -47,6 +48,19 @@ class DecoderBlock(nnx.Module):
         return self.norm2(queries + dropout(change, self.residual_dropout, keys, 2).astype(jnp.float32))
 
 
+class Logits(nnx.Linear):
+    """The last layer of an adapter: multiplies in `dtype` as `linear` does, and answers in float32.
+
+    Rounded to bfloat16, many logits would be equal, and ties change a ranking.
+    """
+
+    def __call__(self, rows):
+        """(..., d) to (..., labels)."""
+        factors = rows.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        product = jnp.matmul(*factors, preferred_element_type=jnp.float32)
+        return product + jnp.broadcast_to(self.bias[...], product.shape)
+
+
 def linear(width_in, width_out, dtype, rngs):
     """A linear layer with float32 parameters that multiplies and answers in `dtype`."""
     return nnx.Linear(width_in, width_out, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
@@ -81,6 +95,18 @@ def dropout(values, rate, keys, place):
 def fold_in(keys, place):
     """Keys (b,) of another place of an adapter, see `dropout`; None stays."""
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, place)
+
+
+def standardised_cosines(embeddings, class_texts, reference_texts):
+    """Cosines of embeddings (b, D) with class texts (K, D): (b, K), in the units of an image's own.
+
+    Less their mean over reference texts, the labels of training, over their standard deviation: so a label's
+    figure does not depend on which others are asked for. 0 where there is one reference alone.
+    """
+    references = cosine_scores(embeddings, reference_texts)
+    mean, deviation = (f(references, axis=1, keepdims=True) for f in (jnp.mean, jnp.std))
+    centred = cosine_scores(embeddings, class_texts) - mean
+    return jnp.where(deviation > 0, centred / jnp.where(deviation > 0, deviation, 1), 0)
 
 
 def image_tokens(features, embeddings, local):

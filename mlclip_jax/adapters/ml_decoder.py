@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlclip_jax.adapters.layers import DecoderBlock, dropout, fold_in, image_tokens, layer_norm, linear
+from mlclip_jax.adapters.layers import (
+    DecoderBlock,
+    Logits,
+    dropout,
+    fold_in,
+    image_tokens,
+    layer_norm,
+    linear,
+)
 from mlclip_jax.modules import Frozen
 
 QUERIES = ("frozen", "learnt", "text")
@@ -53,7 +61,7 @@ class MLDecoder(nnx.Module):
         if queries == "text":
             self.class_texts = Frozen(jnp.asarray(class_texts))
             self.text_projection = linear(image_width, width, dtype, rngs)
-            self.projection = linear(width, 1, dtype, rngs)
+            self.projection = Logits(width, 1, dtype=dtype, rngs=rngs)
         else:
             kind = Frozen if queries == "frozen" else nnx.Param
             self.queries = kind(jax.random.normal(rngs.params(), (num_queries, width)))
@@ -83,8 +91,8 @@ class MLDecoder(nnx.Module):
         queries = self.norm(queries + dropout(queries, self.dropout, fold_in(keys, 0), 0))
         states = self.block(queries, tokens, fold_in(keys, 1))
         if self.query_kind == "text":
-            return self.projection(states).astype(jnp.float32)[..., 0]
-        dtype = self.image_projection.dtype
-        logits = jnp.einsum("bed,edf->bef", states.astype(dtype), self.kernel[...].astype(dtype))
-        num_labels = len(self.bias[...])
-        return logits.astype(jnp.float32).reshape(b, -1)[:, :num_labels] + self.bias[...][None]
+            return self.projection(states)[..., 0]
+        dtype, num_labels = self.image_projection.dtype, len(self.bias[...])
+        states, kernel = states.astype(dtype), self.kernel[...].astype(dtype)
+        logits = jnp.einsum("bed,edf->bef", states, kernel, preferred_element_type=jnp.float32)
+        return logits.reshape(b, -1)[:, :num_labels] + self.bias[...][None]

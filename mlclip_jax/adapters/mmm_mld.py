@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from mlclip_jax.adapters.layers import DecoderBlock, fold_in, image_tokens, linear
+from mlclip_jax.adapters.layers import DecoderBlock, Logits, fold_in, image_tokens, standardised_cosines
 from mlclip_jax.modules import Frozen
-from mlclip_jax.zero_shot import cosine_scores, standardise, unit
+from mlclip_jax.zero_shot import unit
 
 READOUTS = ("projection", "mean")
 
@@ -23,9 +23,9 @@ class MLDAdapter(nnx.Module):
     the result of the one before) and no dropout.
 
     In the default the keys are the image's local features. The logit is the cosine of the image's embedding
-    with the class text, standardised over the labels, times one learnt weight that begins at 1; plus what a
-    projection, which all classes share and which begins at 0, reads off the decoder. So an untrained adapter
-    ranks as zero-shot CLIP does.
+    with the class text, standardised over the labels of training, times one learnt weight that begins at 1;
+    plus what a projection, which all classes share and which begins at 0, reads off the decoder. So it begins
+    as zero-shot CLIP with standardised scores.
 
     Args:
       class_texts: embeddings of the labels' texts, `(K, D)`; scaled to length 1, or √D in the default.
@@ -54,6 +54,7 @@ class MLDAdapter(nnx.Module):
     ):
         width, dtype = class_texts.shape[1], jnp.dtype(dtype)
         self.class_texts = Frozen(jnp.asarray(class_texts))
+        self.reference_texts = Frozen(jnp.asarray(class_texts))
         self.blocks = nnx.List(
             [
                 DecoderBlock(width, num_heads, hidden, dropout=dropout, dtype=dtype, rngs=rngs)
@@ -61,7 +62,7 @@ class MLDAdapter(nnx.Module):
             ]
         )
         if readout == "projection":
-            self.projection = linear(width, 1, dtype, rngs)
+            self.projection = Logits(width, 1, dtype=dtype, rngs=rngs)
             self.projection.kernel[...] = jnp.zeros((width, 1))
             self.cosine_weight = nnx.Param(jnp.ones(()))
         self.features, self.readout = features, readout
@@ -76,5 +77,5 @@ class MLDAdapter(nnx.Module):
             tokens = block(texts, tokens, fold_in(keys, place))
         if self.readout == "mean":
             return tokens.mean(axis=-1)
-        cosines = standardise(cosine_scores(embeddings, self.class_texts[...]))
-        return self.projection(tokens).astype(jnp.float32)[..., 0] + self.cosine_weight[...] * cosines
+        cosines = standardised_cosines(embeddings, self.class_texts[...], self.reference_texts[...])
+        return self.projection(tokens)[..., 0] + self.cosine_weight[...] * cosines

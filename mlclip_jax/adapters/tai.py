@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlclip_jax.adapters.layers import dropout, linear
+from mlclip_jax.adapters.layers import Logits, dropout, linear
 
 
 class TaIAdapter(nnx.Module):
@@ -29,7 +29,10 @@ class TaIAdapter(nnx.Module):
     def __init__(self, class_texts, *, hidden=512, depth=3, dropout=0.1, dtype="float32", rngs):
         num_labels, width = class_texts.shape
         widths = [width, *[hidden] * (depth - 1), num_labels]
-        self.layers = nnx.List([linear(i, o, jnp.dtype(dtype), rngs) for i, o in pairwise(widths)])
+        *hidden_layers, last = pairwise(widths)
+        dtype = jnp.dtype(dtype)
+        layers = [linear(*sizes, dtype, rngs) for sizes in hidden_layers]
+        self.layers = nnx.List([*layers, Logits(*last, dtype=dtype, rngs=rngs)])
         self.dropout = dropout
 
     def __call__(self, embeddings, local=None, keys=None):
@@ -38,4 +41,4 @@ class TaIAdapter(nnx.Module):
         *hidden_layers, last = self.layers
         for depth, layer in enumerate(hidden_layers):
             embeddings = dropout(jax.nn.relu(layer(embeddings)), self.dropout, keys, depth)
-        return last(embeddings).astype(jnp.float32)
+        return last(embeddings)

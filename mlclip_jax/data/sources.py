@@ -124,7 +124,7 @@ def read_embeddings(path):
       InputError: the file is missing or damaged, holds no embeddings, holds NaN or infinity, or its
         arrays' shapes do not fit one another.
     """
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     origin = _checked_origin(arrays.pop("origin", None))
     vectors = _named(arrays, "vectors")
     if vectors is None:
@@ -260,7 +260,12 @@ def read_lines(path):
     return lines
 
 
-def _read_arrays(path):
+def read_arrays(path):
+    """The arrays of an `.npz` by name, or that of an `.npy` under the first of `ARRAY_NAMES`.
+
+    Raises:
+      InputError: the file is missing or damaged, is neither, or holds Python objects.
+    """
     try:
         with Path(path).open("rb") as file:
             loaded = np.load(file, allow_pickle=False)  # a pickle could run code

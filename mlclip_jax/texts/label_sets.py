@@ -1,8 +1,32 @@
-"""Which labels each training text is about."""
+"""Names of labels, and which of them each training text is about."""
+
+from collections import Counter
 
 import numpy as np
 
+from mlclip_jax.errors import InputError
+
 STREAM = 1  # one for each use of the run's seed on the host, so that no two draw the same numbers
+
+
+def check_label_names(names, where):
+    """Refuses what are no names of labels.
+
+    Args:
+      names: to be a list of distinct strings that are not blank.
+      where: they come from, in words.
+
+    Raises:
+      InputError: they are not.
+    """
+    if isinstance(names, str) or not len(names):
+        raise InputError(f"{where} must be a list of names; got {names!r}")
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{where}: a label's name must be a string that is not blank; got {name!r}")
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{where} names {name!r} more than once; every class needs a name of its own")
 
 
 def sample_label_sets(seed, number, num_labels, max_labels):

@@ -12,6 +12,8 @@ from tiny_models import RN50, case_weights, write_settings, write_weights
 from mlclip_jax import evaluate
 from mlclip_jax.cli import main
 from mlclip_jax.data.sources import read_embeddings
+from mlclip_jax.examples import read_images
+from mlclip_jax.runs import read_run
 
 pytestmark = needs_real_data
 EMBEDDINGS = PHOTOGRAPHS / "clip_vit_b32_embeddings.npz"
@@ -32,8 +34,8 @@ def run(tmp_path_factory):
 
 
 def test_trained_on_texts_it_ranks_photographs_better_than_cosine(run):
-    runs = [evaluate.read_run(run)]
-    images = evaluate.read_images({"embeddings": EMBEDDINGS}, runs[0]["class_texts"], None)
+    runs = [read_run(run)]
+    images = read_images({"embeddings": EMBEDDINGS}, runs[0]["class_texts"], None)
     comparison = evaluate.compare(runs, images, num_samples=200)
     rows = {(row["method"], row["scoring"]): row for row in comparison["rows"]}
     # Computed apart from this package, with scikit-learn.

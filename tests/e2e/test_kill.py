@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_world import train_arguments, write_embeddings
 
-from mlclip_jax.evaluate import read_run
+from mlclip_jax.runs import read_run
 
 SETTINGS = {
     "train__steps": 12_000,

@@ -1,0 +1,100 @@
+"""Images with labels, to train on or to score: embeddings from a file, or a folder that is embedded now."""
+
+import hashlib
+
+import numpy as np
+
+from mlclip_jax.checkpoints import describe
+from mlclip_jax.data.sources import read_embeddings, read_labels
+from mlclip_jax.errors import InputError
+from mlclip_jax.features import embed_images
+
+
+def read_images(source, class_texts, load_backbone, *, purpose="score", flag="--", local=False):
+    """The images to score, or to train on, as `Embeddings` whose labels have the columns of `class_texts`.
+
+    Args:
+      source: a mapping with `embeddings` (a file) or `images` (a folder), and `labels` (a CSV, where the
+        embeddings' file holds none).
+      class_texts: `Embeddings` of the classes.
+      load_backbone: called without arguments where a folder has to be embedded.
+      purpose: what they are for, which errors name.
+      flag: what the flags begin with that name these files.
+      local: whether local features are needed too.
+
+    Raises:
+      InputError: these embeddings were made by another backbone, have another width or lack local features;
+        or the images have no labels, or labels of other classes.
+    """
+    if source.get("embeddings") and source.get("images"):
+        raise InputError(f"give either {flag}embeddings=FILE or {flag}images=FOLDER")
+    split = source.get("embeddings") or source.get("images")
+    if not split:
+        raise InputError(f"no images to {purpose}: give {flag}embeddings=FILE or {flag}images=FOLDER")
+    if source.get("embeddings"):
+        images = read_embeddings(split)
+    else:
+        images = embed_images(load_backbone, split, local=local)
+    if local and images.local is None:
+        raise InputError(f"{split} holds no local features, which this adapter reads; embed with --local")
+    if not local:
+        images = images._replace(local=None)
+    expected_width = class_texts.vectors.shape[1]
+    for what, array in (("embeddings", images.vectors), ("local features", images.local)):
+        if array is not None and array.shape[-1] != expected_width:
+            raise InputError(
+                f"{split}: {what} are {array.shape[-1]} wide, the class texts {expected_width}; "
+                "both must come from one backbone"
+            )
+    backbones = [backbone_of(embeddings.origin) for embeddings in (images, class_texts)]
+    if all(backbones) and backbones[0]["sha256"] != backbones[1]["sha256"]:
+        raise InputError(
+            f"{split} was made by {describe(backbones[0])}, the class texts by {describe(backbones[1])}; "
+            "both must come from one backbone"
+        )
+    labels = _aligned_labels(source.get("labels"), split, images, class_texts.names, flag)
+    if not np.any(labels == 1):
+        raise InputError(
+            f"{split}: no image has any of the {len(class_texts.names)} labels, so no mAP exists"
+        )
+    origin = (images.origin or {}) | {"split": str(split)}
+    return images._replace(labels=labels, label_names=class_texts.names, origin=origin)
+
+
+def backbone_of(origin):
+    """The fingerprint of the backbone behind embeddings of this origin, or None where it was not recorded."""
+    backbone = None if origin is None else origin.get("backbone", origin)
+    return backbone and {key: value for key, value in backbone.items() if key != "labels"}
+
+
+def digest(images):
+    """SHA-256 of what a run learns from `Embeddings` with labels."""
+    content = hashlib.sha256()
+    for part in (images.vectors, images.labels, images.local):
+        if part is not None:
+            content.update(np.ascontiguousarray(part).data)
+    return content.hexdigest()
+
+
+def _aligned_labels(path, split, images, label_names, flag):
+    if path:
+        if images.names is None:
+            raise InputError(f"{split} does not name its images, so {path} cannot be matched with them")
+        return read_labels(path, images.names, label_names)
+    if images.labels is None:
+        raise InputError(f"{split} holds no labels: give a CSV of them, {flag}labels=FILE")
+    if images.label_names is None:
+        if images.labels.shape[1] != len(label_names):
+            raise InputError(
+                f"{split} has {images.labels.shape[1]} columns of labels for {len(label_names)} classes, "
+                "and no label_names to match them by"
+            )
+        return images.labels
+    missing = sorted(set(label_names) ^ set(images.label_names))
+    if missing:
+        raise InputError(
+            f"{split} and the class texts name different classes: {len(missing)} are in only one of them, "
+            f"such as {missing[0]!r}"
+        )
+    column = {name: k for k, name in enumerate(images.label_names)}
+    return images.labels[:, [column[name] for name in label_names]]

@@ -1,0 +1,243 @@
+"""A trained run: reading it, scoring images with it, carrying it over to other labels."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mlclip_jax import recipes
+from mlclip_jax.adapters import ADAPTERS, TITLES, make_adapter, takes_other_labels
+from mlclip_jax.calibration import apply, read_calibration
+from mlclip_jax.checkpoints import Checkpoints, abstract, describe
+from mlclip_jax.data.sources import read_arrays, read_embeddings
+from mlclip_jax.errors import InputError
+from mlclip_jax.examples import backbone_of
+from mlclip_jax.features import embed_names
+from mlclip_jax.files import replacing
+from mlclip_jax.modules import merge_module, split_trainable
+from mlclip_jax.parallel import make_mesh, replicated
+from mlclip_jax.texts.label_sets import check_label_names
+
+TRAINED_ON = "trained_on.npy"
+DRAWN = "drawn.npz"
+
+
+def read_run(workdir, *, calibrated=True):
+    """A trained run.
+
+    Args:
+      workdir: its folder.
+      calibrated: whether to read its calibration too.
+
+    Returns:
+      A dict of `workdir`, `config`, `class_texts`; of the adapter the `graph`, `parameters` and what is
+      `frozen`; `step` of its checkpoint; and `calibration`, or None.
+
+    Raises:
+      InputError: the folder holds no run, one without a checkpoint, or what cannot be read.
+    """
+    if not str(workdir):
+        raise InputError("an empty name among the folders of runs")
+    workdir = Path(workdir)
+    config = recipes.read_config(workdir)
+    if config.get("adapter", {}).get("name") not in ADAPTERS:
+        raise InputError(f"{workdir} holds no run of an adapter")
+    if not (workdir / "classes.npz").is_file():
+        raise InputError(f"{workdir} holds a run without a checkpoint; train it first")
+    class_texts = read_embeddings(workdir / "classes.npz")
+    adapter = make_adapter(config.adapter, class_texts.vectors, rngs=nnx.Rngs(config.seed))
+    graph, parameters, frozen = split_trainable(adapter)
+    with Checkpoints(workdir / "checkpoints", class_texts.origin, read_only=True) as checkpoints:
+        wanted = {"parameters": abstract(parameters, replicated(make_mesh()))}
+        parameters = checkpoints.restore(wanted)["parameters"]
+        step = checkpoints.latest_step
+    run = {
+        "workdir": workdir,
+        "config": config,
+        "class_texts": class_texts,
+        "graph": graph,
+        "parameters": parameters,
+        "frozen": frozen | read_drawn(workdir),
+        "step": step,
+        "calibration": None,
+    }
+    if calibrated:
+        run["calibration"] = read_calibration(workdir, digest_parameters(run))
+    return run
+
+
+def write_drawn(workdir, frozen):
+    """Keeps what an adapter draws at random and never trains, and returns it as kept.
+
+    Drawn once and kept, it does not depend on what later versions of JAX draw from the same seed.
+
+    Args:
+      workdir: of the run; what is there already, stays.
+      frozen: from `split_trainable`.
+    """
+    drawn = {name: np.asarray(array) for name, array in frozen.items() if not name.endswith("_texts")}
+    path = Path(workdir) / DRAWN
+    if drawn and not path.is_file():
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **drawn)
+    return frozen | read_drawn(workdir)
+
+
+def read_drawn(workdir):
+    """What `write_drawn` keeps: a dict of arrays, empty for most adapters."""
+    path = Path(workdir) / DRAWN
+    return read_arrays(path) if path.is_file() else {}
+
+
+def probabilities_of(run, logits):
+    """Probabilities, float32 (N, K), of a run's logits: by its calibration, if it has one; else a sigmoid."""
+    if run["calibration"] is None:
+        return np.asarray(jax.nn.sigmoid(logits))
+    return apply(run["calibration"], logits).astype(np.float32)
+
+
+def thresholds_of(run):
+    """The probability from which a run predicts each label, `(K,)`; 0.5 unless it is calibrated."""
+    if run["calibration"] is None:
+        return np.full(len(run["class_texts"].names), 0.5)
+    return run["calibration"].thresholds
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def adapter_scores(graph, parameters, frozen, vectors, local=None):
+    """Logits (N, K) of an adapter for embeddings (N, D) and, if it reads them, local features (N, T, D)."""
+    adapter = merge_module(graph, parameters, frozen)
+
+    def score(vector, local):
+        return adapter(vector[None], None if local is None else local[None])[0]
+
+    # In batches: an adapter may need K x hidden numbers for each image.
+    return jax.lax.map(lambda image: score(*image), (vectors, local), batch_size=256)
+
+
+def scores_of(run, images):
+    """`adapter_scores` of a run, from `read_run`, for `Embeddings` of images."""
+    return adapter_scores(run["graph"], run["parameters"], run["frozen"], images.vectors, images.local)
+
+
+def load_backbone_of(config):
+    """The backbone that a config names.
+
+    Raises:
+      InputError: it names none, or one that cannot be loaded.
+    """
+    from mlclip_jax.backbones import load_backbone, read_encoding
+
+    if not config.get("backbone"):
+        raise InputError(
+            "this run names no backbone to embed images with; run `mlclip embed`, give embeddings=FILE"
+        )
+    return load_backbone(config.backbone, **read_encoding(config.get("encoding", {})))
+
+
+def load_backbone_for(run, name=None):
+    """The backbone that a run was trained on, or another that must have the same weights.
+
+    Args:
+      run: from `read_run`.
+      name: folder or name of the backbone; by default the one that the run names.
+
+    Raises:
+      InputError: the run names none, it cannot be loaded, or its weights are others.
+    """
+    from mlclip_jax.backbones import load_backbone, read_encoding
+
+    workdir, trained_on = run["workdir"], backbone_of(run["class_texts"].origin)
+    name = name or run["config"].get("backbone") or (trained_on or {}).get("name")
+    if name is None:
+        raise InputError(f"{workdir} does not record its backbone; name it: --backbone=FOLDER_OR_NAME")
+    recorded = trained_on is not None and name == trained_on["name"]
+    backbone = load_backbone(
+        name,
+        revision=(trained_on["revision"] or None) if recorded else None,
+        **read_encoding(run["config"].get("encoding", {})),
+    )
+    if trained_on and trained_on["sha256"] != backbone.fingerprint["sha256"]:
+        raise InputError(
+            f"{workdir} was trained on {describe(trained_on)}, not on {describe(backbone.fingerprint)}; "
+            "name the backbone that it was trained on"
+        )
+    width = run["class_texts"].vectors.shape[1]
+    if backbone.embedding_width != width:
+        raise InputError(
+            f"{workdir} was trained on embeddings {width} wide, and {name} makes them "
+            f"{backbone.embedding_width} wide; name the backbone that it was trained on"
+        )
+    return backbone
+
+
+def carry_over(run, label_names, backbone):
+    """A run with other labels than it was trained on: zero-shot transfer.
+
+    Args:
+      run: from `read_run`, of an adapter that reads its labels off texts.
+      label_names: K names, put into the same sentence as those that it was trained on.
+      backbone: the one that it was trained on.
+
+    Returns:
+      The run, uncalibrated, with these class texts in place of its own.
+
+    Raises:
+      InputError: the adapter has an output for each label that it was trained on, and no other; or these are
+        no names.
+    """
+    settings, trained_on = run["config"].adapter, backbone_of(run["class_texts"].origin) or {}
+    if not takes_other_labels(settings):
+        raise InputError(
+            f"{run['workdir']} holds {TITLES[settings['name']]}, which knows no labels but those it was "
+            "trained on; MLD does, and ML-Decoder with text queries (--config=ml_decoder:text)"
+        )
+    check_label_names(label_names, "the labels to carry over to")
+    if not trained_on.get("template"):
+        raise InputError(f"{run['workdir']} does not record the sentence that its labels were put into")
+    if trained_on["sha256"] != backbone.fingerprint["sha256"]:
+        raise InputError(
+            f"{run['workdir']} was trained on {describe(trained_on)}, not on {describe(backbone.fingerprint)}"
+        )
+    texts = embed_names(backbone, label_names, trained_on["template"])
+    labels = hashlib.sha256("\n".join(label_names).encode()).hexdigest()
+    texts = texts._replace(origin=texts.origin | {"labels": labels})
+    # No parameter belongs to a label.
+    frozen = run["frozen"] | {"class_texts": texts.vectors}
+    return run | {"class_texts": texts, "frozen": frozen, "calibration": None, "carried_over": True}
+
+
+def digest_parameters(run):
+    """SHA-256 of a run's parameters and labels, which a calibration belongs to."""
+    content = hashlib.sha256("\n".join(run["class_texts"].names).encode())
+    for array in jax.tree.leaves(run["parameters"]):
+        content.update(np.asarray(array).tobytes())
+    return content.hexdigest()
+
+
+def write_trained_on(workdir, images):
+    """Notes which embeddings a run learns from, as 64-bit hashes of their bytes."""
+    with replacing(Path(workdir) / TRAINED_ON) as temporary, temporary.open("wb") as file:
+        np.save(file, row_hashes(images.vectors))
+
+
+def count_trained_on(run, images):
+    """How many of these very embeddings a run learnt from; those that were rounded anew pass unseen."""
+    path = Path(run["workdir"]) / TRAINED_ON
+    return int(np.isin(row_hashes(images.vectors), np.load(path)).sum()) if path.is_file() else 0
+
+
+def count_calibrated_on(run, images):
+    """How many of these very embeddings a run was calibrated on."""
+    if run["calibration"] is None:
+        return 0
+    return int(np.isin(row_hashes(images.vectors), run["calibration"].fitted_on).sum())
+
+
+def row_hashes(vectors):
+    """64-bit hashes of the bytes of each embedding, uint64 (N,)."""
+    hashes = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in vectors)
+    return np.frombuffer(b"".join(hashes), np.uint64)
