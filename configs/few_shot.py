@@ -1,6 +1,8 @@
 """The image adapters on the built-in world, sized for its 128 dimensions: what `mlclip few_shot` trains.
 
     mlclip few_shot --workdir=runs/few_shot --seeds=5
+    mlclip train --config=few_shot:mld --workdir=runs/mld \\
+        --config.texts.labels=labels.txt --config.examples.embeddings=train.npz
 
 Variants, each trained 300 steps whatever the number of images:
   fc, fc_published, mld, mld_pooled, mld_published   of recipe mmm_clip; mld_pooled looks at the embedding

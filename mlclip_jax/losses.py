@@ -267,6 +267,9 @@ LOSSES = {
 COUPLED = ("zlpr_batch", "two_way")
 
 
+# What these train is no sigmoid of the logits: they scale them first, or rank them alone.
+UNCALIBRATED = ("additive_margin", "arc_face", "zlpr", "zlpr_batch", "two_way", "pairwise_ranking")
+
 # What constants may be, by their names: a test, and what is wanted, in words.
 RANGES = {
     **dict.fromkeys(

@@ -70,20 +70,16 @@ def read_run(workdir, *, calibrated=True):
 
 
 def write_drawn(workdir, frozen):
-    """Keeps what an adapter draws at random and never trains, and returns it as kept.
-
-    Drawn once and kept, it does not depend on what later versions of JAX draw from the same seed.
+    """Keeps what an adapter drew at random and never trains: later versions of JAX may draw it otherwise.
 
     Args:
-      workdir: of the run; what is there already, stays.
+      workdir: of the run.
       frozen: from `split_trainable`.
     """
     drawn = {name: np.asarray(array) for name, array in frozen.items() if not name.endswith("_texts")}
-    path = Path(workdir) / DRAWN
-    if drawn and not path.is_file():
-        with replacing(path) as temporary, temporary.open("wb") as file:
+    if drawn:
+        with replacing(Path(workdir) / DRAWN) as temporary, temporary.open("wb") as file:
             np.savez(file, **drawn)
-    return frozen | read_drawn(workdir)
 
 
 def read_drawn(workdir):

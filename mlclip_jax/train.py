@@ -32,12 +32,19 @@ from mlclip_jax.examples import digest, read_images
 from mlclip_jax.features import embed_names, write_embeddings
 from mlclip_jax.files import locked, make_folder
 from mlclip_jax.loop import make_chunk, resume, run_conditions, run_steps, update
-from mlclip_jax.losses import COUPLED, LOSSES, RANGES, constants
+from mlclip_jax.losses import COUPLED, LOSSES, RANGES, UNCALIBRATED, constants
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.modules import merge_module, split_trainable
 from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
 from mlclip_jax.perturbation import LENGTHS, perturb
-from mlclip_jax.runs import adapter_scores, load_backbone_of, read_run, write_drawn, write_trained_on
+from mlclip_jax.runs import (
+    adapter_scores,
+    load_backbone_of,
+    read_drawn,
+    read_run,
+    write_drawn,
+    write_trained_on,
+)
 from mlclip_jax.texts.label_sets import check_label_names, sample_label_sets
 from mlclip_jax.texts.mixtures import mix_class_embeddings
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, write_texts
@@ -112,9 +119,13 @@ def train(config, workdir):
 
     with locked(workdir), Checkpoints(workdir / "checkpoints", origin) as checkpoints:
         step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
-        kept = jax.device_put(write_drawn(workdir, frozen), replicated(mesh))
+        if not step:
+            write_drawn(workdir, frozen)
+        kept = jax.device_put(frozen | read_drawn(workdir), replicated(mesh))
         title, number = TITLES[config.adapter.name], sum(x.size for x in jax.tree.leaves(parameters))
         print(f"{title}: {number:,} parameters, {config.adapter.dtype}", file=sys.stderr)
+        if config.loss.name in UNCALIBRATED:
+            print(f"{config.loss.name}: probabilities need `mlclip calibrate`", file=sys.stderr)
         recipes.write_config(workdir, config)
         if "examples" in config:
             write_trained_on(workdir, examples)

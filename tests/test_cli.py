@@ -73,7 +73,7 @@ def test_commands_that_do_not_exist(capsys):
     refused(
         capsys,
         ["trian"],
-        "no such command; there are train, evaluate, pretrain, predict, embed, scenes, demo",
+        "there are train, evaluate, pretrain, calibrate, predict, embed, scenes, few_shot, demo",
     )
     assert main([]) == 2
 
@@ -84,7 +84,7 @@ def test_commands_that_do_not_exist(capsys):
         (["--workdir=x"], "--config is missing"),
         (["--config=tai"], "--workdir is missing"),
         (["--config=tia", "--workdir=x"], "no recipe 'tia': neither a file nor one of .*tai"),
-        (["--config=tai:pixels", "--workdir=x"], "no variant 'pixels'; it has embeddings and templates"),
+        (["--config=tai:pixels", "--workdir=x"], "no variant 'pixels'; it has embeddings, templates"),
         (
             ["--config=tai", "--workdir=x", "--config.train.stps=3"],
             r"no such config key: 'stps'; did you mean 'steps'\\?",

@@ -10,8 +10,8 @@ import mlclip_jax
 from mlclip_jax.cli import main
 from mlclip_jax.configs import tai
 from mlclip_jax.data.sources import Embeddings, read_embeddings
-from mlclip_jax.evaluate import load_backbone_of
 from mlclip_jax.features import write_embeddings
+from mlclip_jax.runs import load_backbone_of
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from mlclip_jax.cli import main
 from mlclip_jax.configs import mmm_clip
 from mlclip_jax.data.sources import read_embeddings
 from mlclip_jax.examples import read_images
-from mlclip_jax.losses import LOSSES
 from mlclip_jax.runs import read_run, scores_of
 from mlclip_jax.train import train
 
@@ -37,9 +36,7 @@ CASES = {
 }
 # The two wrappers on the adapters that the recipes are for; elsewhere one of them.
 MODES = [(case, "shard_map") for case in CASES]
-MODES += [
-    (case, "pmap") for case in ("fc", "mld_local", "mld_pooled", "ml_decoder_local", "ml_decoder_pooled")
-]
+MODES += [(case, "pmap") for case in ("fc", "mld_local", "ml_decoder_pooled")]
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +105,9 @@ def test_every_adapter_trains(folder, tmp_path, capsys, case, mode):
     assert figures == pytest.approx(written["raw"])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_trains_by_its_name(folder, tmp_path, loss):
+@pytest.mark.parametrize("loss", ["focal", "two_way", "pairwise_ranking"])
+def test_a_loss_trains_by_its_name(folder, tmp_path, loss):
+    """tests/test_parallel.py takes steps with all of them."""
     config = mmm_clip.get_config(f"fc,loss={loss}")
     config.backbone, config.texts.labels = str(folder / "clip"), str(folder / "labels.txt")
     config.examples.update(embeddings=str(folder / "images.npz"), labels=str(folder / "images.csv"))

@@ -27,7 +27,14 @@ from mlclip_jax.losses import binary_cross_entropy
 from mlclip_jax.modules import merge_module, split_trainable
 from mlclip_jax.parallel import data_parallel, make_mesh, replicated
 from mlclip_jax.runs import read_run
-from mlclip_jax.train import make_loss, make_optimizer, make_schedule, make_train_step, train
+from mlclip_jax.train import (
+    make_loss,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+    train,
+    with_loss_constants,
+)
 
 
 @pytest.fixture(scope="module")
@@ -415,7 +422,7 @@ class TestStep:
         optimizer = make_optimizer(config)
         state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
         mesh = make_mesh(jax.devices()[:1])
-        loss, key = make_loss(config.loss), jax.random.key(config.seed)
+        loss, key = make_loss(with_loss_constants(config).loss), jax.random.key(config.seed)
         step = make_train_step(graph, optimizer, loss, config.perturbation, key)
         chunk = data_parallel(make_chunk(step), "shard_map", mesh)
         indices = np.tile(np.arange(8, dtype=np.int32), (len(steps), 1))
