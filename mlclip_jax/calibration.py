@@ -25,7 +25,7 @@ class Calibration(NamedTuple):
     """From logits to probabilities and decisions, for K labels; float64 arrays.
 
     Attributes:
-      slopes, intercepts: `(K,)`; a probability is sigmoid(slope x logit + intercept), but for labels with
+      slopes, intercepts: `(K,)`; a probability is sigmoid(slope x logit + intercept), unless there are knots.
       knots: `(K, 2, M)`, logits in rising order and their probabilities, between which it is interpolated;
         NaN where a label has fewer, or none.
       thresholds: `(K,)`, the probabilities from which labels are predicted; infinite for never.

@@ -235,10 +235,13 @@ def _describe_protocol(runs, images, num_samples, protocol):
         "backbone": describe(backbone) if backbone else "not recorded",
         "interval": f"95%, basic paired bootstrap over images, {num_samples} resamples",
     }
-    for what, count in (("trained on", count_trained_on), ("calibrated on", count_calibrated_on)):
-        seen = max(count(run, images) for run in runs)
-        if seen:
-            described["beware"] = f"{seen} of these very images were {what}; what is said of them is too good"
+    seen = {
+        "trained on": max(count_trained_on(run, images) for run in runs),
+        "calibrated on": max(count_calibrated_on(run, images) for run in runs),
+    }
+    if any(seen.values()):
+        counts = " and ".join(f"{count} were {what}" for what, count in seen.items() if count)
+        described["beware"] = f"of these very images {counts}; what is said of them is too good"
     return described
 
 

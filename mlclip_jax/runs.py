@@ -43,7 +43,7 @@ def read_run(workdir, *, calibrated=True):
         raise InputError("an empty name among the folders of runs")
     workdir = Path(workdir)
     config = recipes.read_config(workdir)
-    if config.get("adapter", {}).get("name") not in ADAPTERS:
+    if recipes.flat_config(config).get("adapter.name") not in ADAPTERS:
         raise InputError(f"{workdir} holds no run of an adapter")
     if not (workdir / "classes.npz").is_file():
         raise InputError(f"{workdir} holds a run without a checkpoint; train it first")
@@ -149,7 +149,10 @@ def load_backbone_for(run, name=None):
     workdir, trained_on = run["workdir"], backbone_of(run["class_texts"].origin)
     name = name or run["config"].get("backbone") or (trained_on or {}).get("name")
     if name is None:
-        raise InputError(f"{workdir} does not record its backbone; name it: --backbone=FOLDER_OR_NAME")
+        raise InputError(
+            f"{workdir} does not record its backbone; embed the images with `mlclip embed`, or name it to "
+            "`mlclip predict`: --backbone=FOLDER_OR_NAME"
+        )
     recorded = trained_on is not None and name == trained_on["name"]
     backbone = load_backbone(
         name,

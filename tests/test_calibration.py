@@ -209,7 +209,10 @@ def test_the_command_tells_what_it_gained_and_evaluate_uses_it(run, capsys):
         atol=1e-6,
     )
     assert main(["evaluate", f"--workdir={run / 'run'}", "--bootstrap=1"]) == 0
-    assert "200 of these very images were calibrated on; what" in capsys.readouterr().out
+    assert (
+        "of these very images 200 were calibrated on; what is said of them is too good"
+        in capsys.readouterr().out
+    )
     figures = json.loads((run / "run/evaluation.json").read_text())["raw"]
     assert figures["calibrated"]
     (run / "run/calibration.npz").unlink()
