@@ -104,7 +104,12 @@ def test_imagenet_models_agree_within_1e_4_of_the_largest_value(tmp_path, case):
     assert max(errors.values()) < 1e-4
 
 
-@pytest.fixture(scope="module", params=FULL_SIZE)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name == "vit_l_14_336" else ()) for name in FULL_SIZE
+    ],
+)
 def full_size(request, tmp_path_factory):
     """Name, folder, layout and torch model of a checkpoint as large as the real one."""
     layout, config = FULL_SIZE[request.param]
