@@ -37,7 +37,6 @@ SCORINGS = {
     "fused": lambda scores, cosine: (standardise(scores) + standardise(cosine)) / 2,
 }
 
-_mean_average_precision = jax.jit(mean_average_precision, static_argnums=2)
 _bootstrap = jax.jit(bootstrap_mean_average_precision, static_argnums=(3, 4))
 
 
@@ -152,7 +151,7 @@ def _measure(all_scores, labels, num_samples, protocol, bar):
     """mAP in percent of each seed's scores, and of every resample the mean over seeds."""
     figures, resampled = [], []
     for scores in all_scores:
-        figures.append(_mean_average_precision(scores, labels, protocol)[0])
+        figures.append(mean_average_precision(scores, labels, protocol)[0])
         # One key for all: every method is resampled alike, which is what pairs the differences.
         resampled.append(_bootstrap(jax.random.key(0), scores, labels, num_samples, protocol))
         bar.update()
@@ -179,7 +178,7 @@ def figures_of(run, logits, labels):
     """
     probabilities = probabilities_of(run, logits)
     predicted = probabilities >= thresholds_of(run)
-    figures = {p: 100 * _mean_average_precision(logits, labels, p)[0] for p in metrics.PROTOCOLS}
+    figures = {p: 100 * mean_average_precision(logits, labels, p)[0] for p in metrics.PROTOCOLS}
     figures |= metrics.decision_figures(predicted, labels)
     for metric in (metrics.hamming_loss, metrics.exact_match):
         figures[metric.__name__] = metric(predicted, labels)
@@ -193,7 +192,7 @@ def figures_of(run, logits, labels):
 def _write_evaluation(run, scores, cosine, labels, described, protocol):
     ranked = {scoring: rule(scores, cosine) for scoring, rule in SCORINGS.items()}
     figures = {
-        scoring: 100 * float(_mean_average_precision(s, labels, protocol)[0]) for scoring, s in ranked.items()
+        scoring: 100 * float(mean_average_precision(s, labels, protocol)[0]) for scoring, s in ranked.items()
     }
     content = {
         "step": run["step"],

@@ -4,10 +4,12 @@ Shapes: N examples, K classes. `weights` are non-negative integers `(N,)`, how o
 default, 0 for the rows that pad a batch. Inputs may be split over devices; the figures are the same.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # What an average precision is; said beside every figure, for "mAP" alone names at least four numbers.
 PROTOCOLS = {
@@ -26,6 +28,7 @@ class Counts(NamedTuple):
     false_negatives: jax.Array
 
 
+@functools.partial(jax.jit, static_argnames="protocol")
 def average_precision(scores, labels, protocol="ap", weights=None):
     """Average precision of every class.
 
@@ -53,6 +56,7 @@ def average_precision(scores, labels, protocol="ap", weights=None):
     return _area(_ranked(labels, order), ends, weights, protocol)
 
 
+@functools.partial(jax.jit, static_argnames="protocol")
 def mean_average_precision(scores, labels, protocol="ap", weights=None):
     """Mean of `average_precision` over the classes that have a positive.
 
@@ -111,6 +115,7 @@ def precision_recall_f1(counts):
     return precision, recall, _ratio(2 * hits, 2 * hits + false_alarms + missed)
 
 
+@jax.jit
 def decision_figures(predicted, labels, weights=None):
     """What papers report of decisions, each a float32 scalar in [0, 1].
 
@@ -129,6 +134,7 @@ def decision_figures(predicted, labels, weights=None):
     return dict(zip(("OP", "OR", "OF1"), overall)) | {"CP": cp, "CR": cr, "CF1": cf1, "mean_F1": mean_f1}
 
 
+@jax.jit
 def hamming_loss(predicted, labels, weights=None):
     """The fraction of known entries on which decisions `(N, K)` are wrong."""
     times = _times(labels, weights)
@@ -136,6 +142,7 @@ def hamming_loss(predicted, labels, weights=None):
     return _ratio(jnp.sum(jnp.where(wrong, times, 0)), jnp.sum(times))
 
 
+@jax.jit
 def exact_match(predicted, labels, weights=None):
     """The fraction of examples whose known entries are all decided rightly; those with none are left out."""
     known = labels >= 0
@@ -143,6 +150,7 @@ def exact_match(predicted, labels, weights=None):
     return _mean_over_rows(right.astype(jnp.float32), jnp.any(known, axis=1), weights)
 
 
+@jax.jit
 def label_ranking_average_precision(scores, labels, weights=None):
     """Mean over examples of the average precision of its labels' ranking.
 
@@ -153,6 +161,7 @@ def label_ranking_average_precision(scores, labels, weights=None):
     return _mean_over_rows(per_example, jnp.any(labels >= 0, axis=1), weights)
 
 
+@jax.jit
 def coverage_error(scores, labels, weights=None):
     """How far down each example's ranking the last of its positives is, in labels, on average.
 
@@ -165,6 +174,7 @@ def coverage_error(scores, labels, weights=None):
     return _mean_over_rows(depth, jnp.any(known, axis=1), weights)
 
 
+@jax.jit
 def one_error(scores, labels, weights=None):
     """The fraction of examples whose highest label is absent (Schapire and Singer 2000).
 
@@ -178,6 +188,7 @@ def one_error(scores, labels, weights=None):
     return _mean_over_rows(absent, jnp.any(labels == 1, axis=1), weights)
 
 
+@functools.partial(jax.jit, static_argnames=("num_bins", "per_class"))
 def expected_calibration_error(probabilities, labels, weights=None, *, num_bins=15, per_class=False):
     """How far probabilities are from frequencies, over bins of equal width (Guo et al. 2017, per label).
 
@@ -197,7 +208,8 @@ def expected_calibration_error(probabilities, labels, weights=None, *, num_bins=
     probabilities = probabilities.astype(jnp.float32)
     times = _times(labels, weights).astype(jnp.float32)
     excess = times * (probabilities - (labels == 1).astype(jnp.float32))
-    bins = jnp.searchsorted(jnp.linspace(0, 1, num_bins + 1), probabilities, side="right") - 1
+    bounds = np.linspace(0, 1, num_bins + 1, dtype=np.float32)  # each rounded once, in NumPy
+    bins = jnp.searchsorted(bounds, probabilities, side="right") - 1
 
     def bin_excess(number):
         per_label = jnp.sum(jnp.where(bins == number, excess, 0), axis=0)
