@@ -71,15 +71,18 @@ def few_shot(workdir, num_seeds=1, methods=METHODS, fractions=FRACTIONS):
     every = np.arange(len(scenes.vectors))
     splits = {f: train_test_split(every, train_size=f, random_state=42) for f in fractions}
 
+    paths = {f: workdir / f"train-{100 * f:.0f}.npz" for f in fractions}
+    for fraction, path in paths.items():
+        if not path.is_file() or read_embeddings(path).origin != scenes.origin:
+            write_embeddings(path, _rows(scenes, splits[fraction][0]))
+
     own = [score(cosines[rest], _rows(scenes, rest)) for _, rest in splits.values()]
     rows = [[COSINE, *(f"{figure:.1f}" for figure in own), f"{score(other_cosines, other):.1f}"]]
     for variant, method in methods.items():
         cells, carried = [], ""
-        for fraction, (part, rest) in splits.items():
-            trained_on, tested = workdir / f"train-{100 * fraction:.0f}.npz", _rows(scenes, rest)
-            if not trained_on.is_file() or read_embeddings(trained_on).origin != scenes.origin:
-                write_embeddings(trained_on, _rows(scenes, part))
-            runs = [_train(workdir, variant, fraction, seed, trained_on) for seed in range(num_seeds)]
+        for fraction, (_, rest) in splits.items():
+            tested = _rows(scenes, rest)
+            runs = [_train(workdir, variant, fraction, seed, paths[fraction]) for seed in range(num_seeds)]
             cells.append(mean_and_spread([score(scores_of(run, tested), tested) for run in runs]))
             if fraction == fractions[0] and takes_other_labels(runs[0]["config"].adapter):
                 runs = [carry_over(run, OTHER_LABELS, backbone) for run in runs]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlclip_jax.backbones.transformer import Attention
+from mlclip_jax.backbones import transformer
 from mlclip_jax.zero_shot import cosine_scores
 
 DTYPES = ("float32", "bfloat16")
@@ -31,7 +31,9 @@ class DecoderBlock(nnx.Module):
     """
 
     def __init__(self, width, num_heads, hidden, *, dropout, residual_dropout=0.0, dtype=jnp.float32, rngs):
-        self.attention = Attention(width, num_heads, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+        self.attention = transformer.Attention(
+            width, num_heads, dtype=dtype, param_dtype=jnp.float32, rngs=rngs
+        )
         self.norm1, self.norm2 = layer_norm(width, rngs), layer_norm(width, rngs)
         self.fc1, self.fc2 = linear(width, hidden, dtype, rngs), linear(hidden, width, dtype, rngs)
         self.dropout, self.residual_dropout = dropout, residual_dropout
@@ -63,7 +65,7 @@ class Logits(nnx.Linear):
 
 def linear(width_in, width_out, dtype, rngs):
     """A linear layer with float32 parameters that multiplies and answers in `dtype`."""
-    return nnx.Linear(width_in, width_out, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+    return transformer.linear(width_in, width_out, dtype, rngs, param_dtype=jnp.float32)
 
 
 def layer_norm(width, rngs):
