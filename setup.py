@@ -21,6 +21,12 @@ DEPENDENCIES = [
     "scipy>=1.14,<2",  # logistic functions
     "scikit-learn>=1.6,<2",  # Platt scaling and isotonic regression; the reference of the metrics
     "pillow>=11,<14",  # decoding and resizing exactly as CLIP's own preprocessing does
+    "simplejpeg>=1.8,<2",  # the same pixels of JPEG files, sooner
+    "grain>=0.2.16,<0.3",  # reading ahead, in order, by threads and processes
+    "tensorflow-datasets>=4.9.9,<5",  # its datasets, without TensorFlow
+    "importlib_resources>=6",  # which tensorflow-datasets needs and does not declare
+    "pyarrow>=17",  # names and captions of stored embeddings, in Parquet
+    "iterative-stratification>=0.1.9,<0.2",  # splits that keep the shares of several labels
     "inflect>=7.4,<8",  # English articles, lists and plurals in generated texts
     "tqdm>=4.66,<5",  # progress bars
 ]

@@ -1,7 +1,7 @@
-"""Pre-trains a small CLIP on any captioned images: a folder, and a CSV with the columns filename and caption.
+"""Pre-trains a small CLIP on any captioned images, such as a table with the columns filename and caption.
 
     mlclip pretrain --config=pretrain_captions --workdir=runs/clip \\
-        --config.images.folder=photographs --config.images.table=captions.csv
+        --config.images.source=table:captions.csv,images=photographs
 
 A column of labels, names joined by |, serves the auxiliary loss (--config.loss.auxiliary=3) and the mAP of
 held-out images. The model is as small as the built-in one, with more room for words; every size can be set.
@@ -18,8 +18,9 @@ def get_config():
     config = pretrain_scenes.get_config()
     del config.scenes
     config.images = ConfigDict()
-    config.images.folder = placeholder(str)
-    config.images.table = placeholder(str)  # .csv
+    config.images.source = placeholder(str)  # "table:captions.csv,images=photographs", or a dataset
+    config.images.augment = ""  # "random_resized_crop,flip,cutout,rand_augment", or some of them
+    config.max_skipped = 0.01  # fraction of the images that may be unreadable
     config.evaluation.number = 100
     config.model.text_config.max_position_embeddings = 77
     config.vocabulary = 8_000

@@ -20,6 +20,7 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.examples import read_images
 from mlclip_jax.report import markdown_table
 from mlclip_jax.runs import (
+    EMBEDDED,
     count_trained_on,
     digest_parameters,
     load_backbone_for,
@@ -39,7 +40,12 @@ def main(values):
     source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
     local = reads_local(run["config"].adapter)
     images = read_images(
-        source, run["class_texts"], lambda: load_backbone_for(run), purpose="calibrate on", local=local
+        source,
+        run["class_texts"],
+        lambda: load_backbone_for(run),
+        run["workdir"] / EMBEDDED,
+        purpose="calibrate on",
+        local=local,
     )
     seen = count_trained_on(run, images)
     if seen:
@@ -84,10 +90,10 @@ def _print(label_names, images, calibration, before, after):
 def define_flags(values, _):
     flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
     flags.DEFINE_string(
-        "embeddings", None, ".npz or .npy of embeddings of held-out images", flag_values=values
+        "embeddings", None, "embeddings of held-out images, a file or a folder", flag_values=values
     )
-    flags.DEFINE_string("images", None, "or a folder of held-out images", flag_values=values)
-    flags.DEFINE_string("labels", None, ".csv of their labels", flag_values=values)
+    flags.DEFINE_string("images", None, "or a folder or dataset of held-out images", flag_values=values)
+    flags.DEFINE_string("labels", None, "table of their labels", flag_values=values)
     flags.DEFINE_enum("method", "platt", list(METHODS), "how probabilities are fitted", flag_values=values)
     flags.DEFINE_enum("rule", "f1", list(RULES), "how thresholds are chosen", flag_values=values)
     flags.DEFINE_float(

@@ -17,7 +17,8 @@ COMMANDS = {
     "pretrain": ("mlclip_jax.pretrain", "train a small CLIP on captioned images"),
     "calibrate": ("mlclip_jax.calibrate", "fit a run's probabilities and thresholds to held-out images"),
     "predict": ("mlclip_jax.predict", "label images with a trained adapter"),
-    "embed": ("mlclip_jax.features", "turn a folder of images or a file of texts into embeddings"),
+    "embed": ("mlclip_jax.features", "turn images or a file of texts into embeddings"),
+    "data describe": ("mlclip_jax.data.describe", "say what a dataset holds, and draw some of it"),
     "scenes": ("mlclip_jax.data.scenes", "write images of the built-in world, with labels and captions"),
     "few_shot": (
         "mlclip_jax.few_shot",
@@ -29,7 +30,7 @@ USAGE = "\n".join(
     [
         "usage: mlclip <command> [--flags]",
         "",
-        *(f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()),
+        *(f"  {name:<15}{summary}" for name, (_, summary) in COMMANDS.items()),
         "",
         "mlclip <command> --help lists the flags of a command.",
     ]
@@ -56,6 +57,8 @@ def main(argv):
         print(f"mlclip {__version__}")
         return 0
     name, *arguments = argv
+    if arguments and f"{name} {arguments[0]}" in COMMANDS:  # of two words
+        name, arguments = f"{name} {arguments[0]}", arguments[1:]
     warnings.formatwarning = lambda message, *_: f"mlclip {name}: warning: {message}\n"
     try:
         if name not in COMMANDS:

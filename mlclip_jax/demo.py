@@ -15,10 +15,12 @@ from absl import flags
 
 from mlclip_jax.backbones import load_backbone
 from mlclip_jax.configs import demo as recipe
+from mlclip_jax.data.embeddings import read_embeddings, write_embeddings
+from mlclip_jax.data.images import read_image
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Scenes, write_scenes
-from mlclip_jax.data.sources import read_embeddings, read_image
+from mlclip_jax.data.sources import read_folder
 from mlclip_jax.examples import read_images
-from mlclip_jax.features import embed_images, embed_names, image_origin, write_embeddings
+from mlclip_jax.features import embed_in_memory, embed_names, image_origin
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.predict import load
@@ -124,9 +126,8 @@ def embedded_scenes(folder, backbone, seed, number, label_names, *, local=False)
         if folder.exists():  # what a stopped demo left
             shutil.rmtree(folder)
         write_scenes(scenes, folder)
-        write_embeddings(
-            path, embed_images(lambda: backbone, folder / "images", local=local)._replace(origin=origin)
-        )
+        embeddings = embed_in_memory(backbone, read_folder(folder / "images"), local=local)
+        write_embeddings(path, embeddings._replace(origin=origin))
     return path
 
 
@@ -141,7 +142,7 @@ def _train_and_time(config, folder):
 
 def _labelled(workdir, name, split, class_texts):
     source = {"embeddings": split[name], "labels": workdir / name / "labels.csv"}
-    return read_images(source, class_texts, None)
+    return read_images(source, class_texts, None, workdir)
 
 
 def score(scores, images):

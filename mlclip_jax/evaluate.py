@@ -18,6 +18,7 @@ from mlclip_jax.metrics import bootstrap_mean_average_precision, mean_average_pr
 from mlclip_jax.progress import progress_bar
 from mlclip_jax.report import markdown_table
 from mlclip_jax.runs import (
+    EMBEDDED,
     carry_over,
     count_calibrated_on,
     count_trained_on,
@@ -53,7 +54,8 @@ def main(values):
     if not (values.embeddings or values.images):  # the images of the run, perhaps with other labels
         source = {**config.evaluation, "labels": values.labels or config.evaluation.labels}
     local = any(reads_local(run["config"].adapter) for run in runs)
-    images = read_images(source, runs[0]["class_texts"], load_backbone, local=local)
+    folder = runs[0]["workdir"] / EMBEDDED
+    images = read_images(source, runs[0]["class_texts"], load_backbone, folder, local=local)
     print_comparison(compare(runs, images, values.bootstrap, values.protocol))
 
 
@@ -92,6 +94,7 @@ def compare(runs, images, num_samples=1000, protocol="ap"):
         if twin is not run["workdir"]:
             raise InputError(f"{twin} and {run['workdir']} are the same run twice; leave one out")
 
+    images = images._replace(vectors=np.asarray(images.vectors), labels=np.asarray(images.labels))
     cosine = np.asarray(cosine_scores(images.vectors, class_texts.vectors))
     described = _describe_protocol(runs, images, num_samples, protocol)
     methods = {"cosine zero-shot": [cosine]}
@@ -250,9 +253,9 @@ def _interval(difference):
 
 def define_flags(values, _):
     flags.DEFINE_multi_string("workdir", None, "folders of runs, separated by commas", flag_values=values)
-    flags.DEFINE_string("embeddings", None, ".npz or .npy of image embeddings", flag_values=values)
-    flags.DEFINE_string("images", None, "or a folder of images", flag_values=values)
-    flags.DEFINE_string("labels", None, ".csv of labels", flag_values=values)
+    flags.DEFINE_string("embeddings", None, "embeddings of images, a file or a folder", flag_values=values)
+    flags.DEFINE_string("images", None, "or a folder of images, or a dataset", flag_values=values)
+    flags.DEFINE_string("labels", None, "table of their labels", flag_values=values)
     flags.DEFINE_string(
         "classes",
         None,

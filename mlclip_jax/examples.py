@@ -1,23 +1,28 @@
-"""Images with labels, to train on or to score: embeddings from a file, or a folder that is embedded now."""
+"""Images with labels, to train on or to score: embeddings from files, or images that are embedded now."""
 
 import hashlib
+import json
+from pathlib import Path
 
 import numpy as np
 
 from mlclip_jax.checkpoints import describe
-from mlclip_jax.data.sources import read_embeddings, read_labels
+from mlclip_jax.data.datasets import open_images
+from mlclip_jax.data.embeddings import blocks, read_embeddings
+from mlclip_jax.data.sources import labels_in_order, read_labels
 from mlclip_jax.errors import InputError
-from mlclip_jax.features import embed_images
+from mlclip_jax.features import embed_images, image_origin
 
 
-def read_images(source, class_texts, load_backbone, *, purpose="score", flag="--", local=False):
+def read_images(source, class_texts, load_backbone, folder, *, purpose="score", flag="--", local=False):
     """The images to score, or to train on, as `Embeddings` whose labels have the columns of `class_texts`.
 
     Args:
-      source: a mapping with `embeddings` (a file) or `images` (a folder), and `labels` (a CSV, where the
-        embeddings' file holds none).
+      source: a mapping with `embeddings` (a file, or a folder of shards) or `images` (a folder, or what
+        `datasets.open_images` opens), and `labels` (a table, where these have none, or to replace them).
       class_texts: `Embeddings` of the classes.
-      load_backbone: called without arguments where a folder has to be embedded.
+      load_backbone: called without arguments where images have to be embedded.
+      folder: where to keep the embeddings of images, so that they are made once.
       purpose: what they are for, which errors name.
       flag: what the flags begin with that name these files.
       local: whether local features are needed too.
@@ -34,7 +39,7 @@ def read_images(source, class_texts, load_backbone, *, purpose="score", flag="--
     if source.get("embeddings"):
         images = read_embeddings(split)
     else:
-        images = embed_images(load_backbone, split, local=local)
+        images = embedded_once(open_images(split), load_backbone(), folder, local=local)
     if local and images.local is None:
         raise InputError(f"{split} holds no local features, which this adapter reads; embed with --local")
     if not local:
@@ -53,12 +58,20 @@ def read_images(source, class_texts, load_backbone, *, purpose="score", flag="--
             "both must come from one backbone"
         )
     labels = _aligned_labels(source.get("labels"), split, images, class_texts.names, flag)
-    if not np.any(labels == 1):
+    if not any(np.any(block == 1) for block in blocks(labels)):
         raise InputError(
             f"{split}: no image has any of the {len(class_texts.names)} labels, so no mAP exists"
         )
     origin = (images.origin or {}) | {"split": str(split)}
     return images._replace(labels=labels, label_names=class_texts.names, origin=origin)
+
+
+def embedded_once(source, backbone, folder, *, local=False):
+    """The embeddings of a source, made now or found in a subfolder of `folder` that is named after both."""
+    known = json.dumps([source.title, source.digest, image_origin(backbone), local], sort_keys=True)
+    folder = Path(folder) / hashlib.sha256(known.encode()).hexdigest()[:16]
+    embed_images(backbone, source, folder, local=local)
+    return read_embeddings(folder)
 
 
 def backbone_of(origin):
@@ -72,7 +85,8 @@ def digest(images):
     content = hashlib.sha256()
     for part in (images.vectors, images.labels, images.local):
         if part is not None:
-            content.update(np.ascontiguousarray(part).data)
+            for block in blocks(part):
+                content.update(np.ascontiguousarray(block).data)
     return content.hexdigest()
 
 
@@ -96,5 +110,6 @@ def _aligned_labels(path, split, images, label_names, flag):
             f"{split} and the class texts name different classes: {len(missing)} are in only one of them, "
             f"such as {missing[0]!r}"
         )
-    column = {name: k for k, name in enumerate(images.label_names)}
-    return images.labels[:, [column[name] for name in label_names]]
+    if tuple(label_names) == tuple(images.label_names):
+        return images.labels
+    return labels_in_order(np.asarray(images.labels), images.label_names, label_names)

@@ -1,42 +1,34 @@
-"""Embeds once, stores, reads back: `mlclip embed`."""
+"""Embeds once, stores, and goes on where it was stopped: `mlclip embed`."""
 
-import functools
+import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
-from mlclip_jax.data.sources import Embeddings, list_images, read_lines
+from mlclip_jax.data.datasets import open_images
+from mlclip_jax.data.embeddings import (
+    IMAGES,
+    TEXTS,
+    Embeddings,
+    read_embeddings,
+    read_manifest,
+    write_embeddings,
+)
+from mlclip_jax.data.pipeline import MAX_SKIPPED, OnceOrder, Skipped, read_batches
+from mlclip_jax.data.sources import read_lines
 from mlclip_jax.errors import InputError
-from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.files import make_folder
+from mlclip_jax.progress import progress_bar
+from mlclip_jax.shards import SHARD_ROWS, SKIPPED, describe_work, write_shards
 from mlclip_jax.texts.templates import check_template, fill
 
-
-def embed_images(load_backbone, folder, *, local=False):
-    """Embeds every image below a folder, by its path in it; files there that are no images are reported.
-
-    Args:
-      load_backbone: called without arguments once the folder is known to hold images.
-      folder: searched with its subfolders.
-      local: whether to keep local features too.
-
-    Raises:
-      InputError: there is no such folder, no image in it, or one that cannot be read.
-    """
-    images, others = list_images(folder)
-    if others:
-        listed = ", ".join(file.name for file in others[:4]) + (", ..." if len(others) > 4 else "")
-        print(f"{folder}: {len(others)} files are no images and were left out: {listed}", file=sys.stderr)
-    backbone = load_backbone()
-    encoded = backbone.encode_images(images, local=local)
-    return Embeddings(
-        encoded.embeddings if local else encoded,
-        names=tuple(image.relative_to(folder).as_posix() for image in images),
-        origin=image_origin(backbone),
-        local=encoded.local if local else None,
-    )
+OTHER_FILES = {".csv", ".h5", ".json", ".jsonl", ".npy", ".parquet", ".pkl", ".pt", ".txt"}
+STORAGE = ("float32", "bfloat16", "float16")
 
 
 def image_origin(backbone):
@@ -44,9 +36,90 @@ def image_origin(backbone):
     return backbone.fingerprint | {
         "image_size": list(backbone.image_size),
         "resize": backbone.resize,
+        "decode": backbone.decode,
         "dtype": backbone.dtype,
         "positions": backbone.positions,
     }
+
+
+def default_batch_size():
+    """Images that are encoded at once: 32 on a CPU, 256 for each accelerator."""
+    return 32 if jax.default_backend() == "cpu" else 256 * jax.local_device_count()
+
+
+def encode_source(backbone, source, indices, skipped, *, local=False, batch_size=None, num_workers=0):
+    """Embeds images of a source; they are read, decoded, moved and encoded at the same time.
+
+    Args:
+      backbone: a `Backbone`.
+      source: a `Source`.
+      indices: of the images.
+      skipped: a `Skipped`, to which those that cannot be read are added.
+      local: whether to compute local features too.
+      batch_size: images at once; by default `default_batch_size()`.
+      num_workers: see `read_batches`.
+
+    Yields:
+      The indices (b,) of each batch, -1 where there is no image or none that can be read; and the outputs,
+      float32: embeddings (b, D) and, with `local`, local features (b, T, D').
+
+    Raises:
+      InputError: too many cannot be read; or an embedding is NaN or infinite.
+    """
+    batch_size = batch_size or default_batch_size()
+    batch_size += -batch_size % jax.local_device_count()
+
+    def prepare(example, _):
+        return {"pixels": backbone.image_processor.pixels(example.image)}
+
+    nothing = np.zeros((batch_size, *backbone.image_size, 3), np.uint8)  # where none of a batch can be read
+    order = OnceOrder(indices, batch_size)
+    batches = read_batches(source, order, batch_size, prepare, num_workers=num_workers)
+    stream = ((batch, batch.data.get("pixels", nothing)) for batch in batches)
+    for batch, outputs in backbone.encode_pixels(stream, local=local):
+        skipped.add(batch.skipped)
+        bad = (batch.indices >= 0) & ~np.isfinite(outputs[0]).all(axis=1)
+        if np.any(bad):
+            raise InputError(
+                f"{backbone.fingerprint['name']} gives NaN or infinity for "
+                f"{source.names[batch.indices[bad][0]]}; its weights or that image are damaged"
+            )
+        yield batch.indices, outputs
+
+
+def embed_in_memory(backbone, source, *, local=False, max_skipped=MAX_SKIPPED):
+    """The `Embeddings` of a small source; images that cannot be read are left out, and named in a line.
+
+    Raises:
+      InputError: too many of them, see `Skipped`.
+    """
+    skipped = Skipped(source.names, None, max_skipped)
+    kept, parts = [], []
+    with progress_bar(len(source), "embedding", "images") as bar:
+        for indices, outputs in encode_source(backbone, source, range(len(source)), skipped, local=local):
+            there = indices >= 0
+            kept.append(indices[there])
+            parts.append([output[there] for output in outputs])
+            bar.update(int(there.sum()))
+    kept = np.concatenate(kept)
+    vectors, *rest = (np.concatenate(arrays) for arrays in zip(*parts))
+    report(source, skipped)
+    return Embeddings(
+        vectors,
+        names=tuple(source.names[i] for i in kept),
+        labels=source.labels[kept] if source.label_names else None,
+        label_names=source.label_names or None,
+        origin=image_origin(backbone),
+        local=rest[0] if local else None,
+    )
+
+
+def report(source, skipped):
+    """Says on standard error what a source left out, and which images could not be read."""
+    for remark in source.remarks:
+        print(f"{source.title}: {remark}", file=sys.stderr)
+    if skipped.reasons:
+        print(skipped, file=sys.stderr)
 
 
 def embed_names(backbone, names, template):
@@ -55,57 +128,141 @@ def embed_names(backbone, names, template):
     return Embeddings(vectors, names=tuple(names), origin=backbone.fingerprint | {"template": template})
 
 
-def write_embeddings(path, embeddings):
-    """Writes `Embeddings` to an .npz that `sources.read_embeddings` reads, whole or not at all.
+def embed_images(
+    backbone,
+    source,
+    folder,
+    *,
+    local=False,
+    storage="float32",
+    batch_size=None,
+    max_skipped=MAX_SKIPPED,
+    num_workers=0,
+    shard_rows=SHARD_ROWS,
+):
+    """Embeds a source into a folder of shards, which `read_embeddings` maps into memory.
+
+    Stopped at any moment and called again, it goes on with the shards that are missing. Of several JAX
+    processes, each takes its share of the shards.
+
+    Args:
+      backbone: a `Backbone`.
+      source: a `Source`.
+      folder: to write; it may hold the beginning of the same work, and no other.
+      local: whether to keep local features too.
+      storage: dtype in the files, one of `STORAGE`.
+      batch_size: images at once; by default `default_batch_size()`.
+      max_skipped: fraction of the images that may be unreadable; they are listed in `skipped.jsonl`.
+      num_workers: see `read_batches`.
+      shard_rows: images of a shard, at most; a kill loses the shards that were not finished.
 
     Raises:
-      InputError: the path cannot be written, or does not end in .npz.
+      InputError: too many images cannot be read; the folder holds other work, or cannot be written; or a
+        value is too large for `storage`.
     """
-    _check_output(path)
-    arrays = {
-        "embeddings": embeddings.vectors,
-        "names": embeddings.names,
-        "labels": embeddings.labels,
-        "label_names": embeddings.label_names,
-        "origin": None if embeddings.origin is None else json.dumps(embeddings.origin),
-        "local": embeddings.local,
+    batch_size = batch_size or default_batch_size()
+    batch_size += -batch_size % jax.local_device_count()
+    width = backbone.embedding_width
+    if local:
+        width += backbone.grid_size[0] * backbone.grid_size[1] * backbone.local_width
+    description = describe_work(IMAGES, image_origin(backbone), source.title, source.digest, len(source))
+    description |= {
+        "label_names": list(source.label_names),
+        "local": local,
+        "remarks": list(source.remarks),
+        "dtype": storage,
     }
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{name: np.asarray(array) for name, array in arrays.items() if array is not None})
+    skipped = Skipped(source.names, Path(folder) / SKIPPED, max_skipped)
+
+    def encode(indices):
+        return encode_source(
+            backbone, source, indices, skipped, local=local, batch_size=batch_size, num_workers=num_workers
+        )
+
+    known = {"labels": source.labels, "captions": source.captions, "shard_rows": shard_rows}
+    write_shards(folder, description, width, batch_size, encode, skipped, **known)
+    report(source, skipped)
 
 
-def _check_output(path):
-    if Path(path).suffix != ".npz" or Path(path).is_dir():
-        raise InputError(f"cannot write embeddings to {path}: it must be a file whose name ends in .npz")
+def embed_texts(backbone, texts, folder, *, names=None, origin=None, storage="float32", batch_size=64):
+    """The same for texts.
+
+    Args:
+      backbone: a `Backbone`.
+      texts: list of strings.
+      folder: as of `embed_images`.
+      names: what to call them; by default the texts themselves.
+      origin: what made them; by default the backbone's fingerprint.
+      storage: as of `embed_images`.
+      batch_size: texts at once.
+    """
+    names = texts if names is None else names
+    known = hashlib.sha256(json.dumps([texts, names]).encode()).hexdigest()
+    description = describe_work(TEXTS, origin or backbone.fingerprint, "texts", known, len(texts))
+    description |= {"label_names": [], "local": False, "remarks": [], "dtype": storage}
+
+    def encode(indices):
+        rows = description["shard_rows"]
+        for start in range(0, len(indices), rows):
+            own = indices[start : start + rows]
+            yield own, [backbone.encode_texts([texts[i] for i in own], batch_size=batch_size)]
+
+    skipped = Skipped(names, Path(folder) / SKIPPED)
+    write_shards(folder, description, backbone.embedding_width, 1, encode, skipped)
 
 
 def main(values):
-    """mlclip embed --backbone=NAME (--images=FOLDER | --texts=FILE) --output=FILE.npz"""
+    """mlclip embed --backbone=NAME (--images=FOLDER_OR_DATASET | --texts=FILE) --output=FOLDER_OR_NPZ"""
     if (values.images is None) == (values.texts is None):
         raise InputError("give either --images=FOLDER or --texts=FILE")
     if values.local and values.images is None:
         raise InputError("--local is for --images: no adapter reads local features of texts")
     if values.template is not None:
         check_template(values.template)
-    _check_output(values.output)  # known before the work is done, not after
-    make_folder(Path(values.output).parent)
+    output = Path(values.output)
+    if output.suffix == ".npz" and output.is_dir():
+        raise InputError(f"cannot write {output}: it is a folder")
+    if output.suffix in OTHER_FILES and not output.is_dir():
+        raise InputError(f"cannot write {output}: give a folder, or a file whose name ends in .npz")
+    make_folder(output.parent)
+    source = open_images(values.images) if values.images is not None else None
+    lines = read_lines(values.texts) if source is None else None
     from mlclip_jax.backbones import ENCODING, load_backbone, read_encoding
 
     encoding = read_encoding({name: values[name].value for name in ENCODING})
-    load = functools.partial(load_backbone, values.backbone, revision=values.revision, **encoding)
-    if values.images is not None:
-        embeddings = embed_images(load, values.images, local=values.local)
+    backbone = load_backbone(values.backbone, revision=values.revision, **encoding)
+    # An .npz is a folder first, so that it too goes on where it was stopped.
+    folder = output.with_name(f"{output.name}.partial") if output.suffix == ".npz" else output
+    if source is not None:
+        embed_images(
+            backbone,
+            source,
+            folder,
+            local=values.local,
+            storage=values.storage,
+            batch_size=values.batch_size,
+            max_skipped=values.max_skipped,
+            num_workers=values.num_workers,
+            shard_rows=values.shard_rows,
+        )
     else:
-        lines = read_lines(values.texts)
-        backbone = load()
+        texts, origin = lines, backbone.fingerprint
         if values.template is not None:
-            embeddings = embed_names(backbone, lines, values.template)
-        else:
-            embeddings = Embeddings(backbone.encode_texts(lines), tuple(lines), origin=backbone.fingerprint)
-    write_embeddings(values.output, embeddings)
+            texts = [fill(values.template, [name]) for name in lines]
+            origin = origin | {"template": values.template}
+        embed_texts(backbone, texts, folder, names=lines, origin=origin, storage=values.storage)
+    if not (read_manifest(folder) or {}).get("complete"):
+        print(f"{folder}: this process has done its share")
+        return
+    embeddings = read_embeddings(folder)
     count, width = embeddings.vectors.shape
     local = "" if embeddings.local is None else f", each with {embeddings.local.shape[1]} local ones,"
-    print(f"{count} embeddings of width {width}{local} in {values.output}")
+    if folder != output:
+        write_embeddings(output, embeddings)
+        if (folder / SKIPPED).is_file():
+            (folder / SKIPPED).replace(output.with_name(f"{output.name}.{SKIPPED}"))
+        shutil.rmtree(folder)
+    print(f"{count} embeddings of width {width}{local} in {output}")
 
 
 def define_flags(values, _):
@@ -119,12 +276,20 @@ def define_flags(values, _):
     )
     flags.DEFINE_string("resize", None, "crop or squash; default: its own", flag_values=values)
     flags.DEFINE_string(
+        "decode",
+        None,
+        "full (default), or reduced: JPEG files faster, and nearly the same",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
         "positions", None, "of a CLIP ResNet: pooled (default), all or none", flag_values=values
     )
     flags.DEFINE_boolean(
         "shard_parameters", False, "split the parameters over the devices", flag_values=values
     )
-    flags.DEFINE_string("images", None, "folder of images, searched with its subfolders", flag_values=values)
+    flags.DEFINE_string(
+        "images", None, "folder of images, or a dataset such as voc:FOLDER,split=test", flag_values=values
+    )
     flags.DEFINE_boolean(
         "local", False, "keep images' local features too, which some adapters read", flag_values=values
     )
@@ -132,5 +297,35 @@ def define_flags(values, _):
     flags.DEFINE_string(
         "template", None, 'sentence to put each name into: "a photo of {labels}."', flag_values=values
     )
-    flags.DEFINE_string("output", None, ".npz file to write", flag_values=values)
+    flags.DEFINE_string("output", None, "folder to write, or .npz file", flag_values=values)
+    flags.DEFINE_enum("storage", "float32", STORAGE, "of the numbers in the files", flag_values=values)
+    flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "images encoded at once; default: 32 on CPUs, 256 for each accelerator",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "shard_rows", SHARD_ROWS, "images in one file, at most", lower_bound=1, flag_values=values
+    )
+    define_reading_flags(values)
     flags.mark_flags_as_required(["backbone", "output"], values)
+
+
+def define_reading_flags(values):
+    flags.DEFINE_float(
+        "max_skipped",
+        MAX_SKIPPED,
+        "fraction of the images that may be unreadable",
+        lower_bound=0,
+        upper_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_workers",
+        0,
+        "processes that read and decode in place of threads",
+        lower_bound=0,
+        flag_values=values,
+    )

@@ -13,11 +13,11 @@ from sklearn.model_selection import train_test_split
 from mlclip_jax.adapters import takes_other_labels
 from mlclip_jax.backbones import load_backbone
 from mlclip_jax.configs import few_shot as recipe
+from mlclip_jax.data.embeddings import read_embeddings, write_embeddings
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS
-from mlclip_jax.data.sources import read_embeddings
 from mlclip_jax.demo import BACKBONE, COSINE, embedded_scenes, mean_and_spread, score
 from mlclip_jax.examples import read_images
-from mlclip_jax.features import embed_names, write_embeddings
+from mlclip_jax.features import embed_names
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.report import markdown_table
@@ -110,7 +110,7 @@ def _scenes(workdir, name, backbone):
     path = embedded_scenes(workdir / name, backbone, *FOLDERS[name], local=True)
     texts = embed_names(backbone, FOLDERS[name][2], CLASS_TEMPLATE)
     source = {"embeddings": path, "labels": workdir / name / "labels.csv"}
-    images = read_images(source, texts, None, local=True)
+    images = read_images(source, texts, None, workdir, local=True)
     return images, cosine_scores(images.vectors, texts.vectors)
 
 

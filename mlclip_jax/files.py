@@ -33,13 +33,17 @@ def replacing(path):
 
 
 @contextlib.contextmanager
-def locked(folder):
+def locked(folder, process=0):
     """Holds a folder for this process alone; the lock ends with the process, however that ends.
+
+    Args:
+      folder: must be there.
+      process: number of this process among those that share the folder.
 
     Raises:
       InputError: another process holds it.
     """
-    with (Path(folder) / ".lock").open("w") as file:
+    with (Path(folder) / (f".lock-{process}" if process else ".lock")).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,9 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
 from mlclip_jax.parallel import AXIS, MODES
 from mlclip_jax.progress import progress_bar
+
+ON_DEVICE = 1 << 30  # bytes of examples that are kept on the device; of more, each chunk's are read in time
+READ_AT_ONCE = 1 << 26  # bytes, of the latter
 
 
 def run_conditions(num_devices):
@@ -100,6 +104,54 @@ def make_chunk(train_step):
         return jax.lax.scan(body, state, (indices, steps))
 
     return chunk
+
+
+def make_run_chunk(run, data, indices_of, end_after, sharding):
+    """Where a run's examples come from: `run_chunk(state, first, end)` for `run_steps`.
+
+    Up to `ON_DEVICE` bytes they stay on the devices. Of more, the rows of each chunk are read while the one
+    before it runs, whether they lie in memory or in files; the steps are the same, and so is the result.
+
+    Args:
+      run: `run(state, data, indices, steps) -> (state, metrics)`, a compiled chunk; see `make_chunk`.
+      data: dict of arrays or `Rows` (N, ...), all examples.
+      indices_of: `indices_of(first, end)` gives the examples of these steps, (S, B).
+      end_after: gives the first step after one at which something is due.
+      sharding: of the data on the devices.
+    """
+
+    def steps(first, end):
+        return np.arange(first, end, dtype=np.int32)
+
+    num_bytes = sum(array.nbytes for array in data.values())
+    if num_bytes <= ON_DEVICE:
+        on_device = jax.device_put({name: np.asarray(array) for name, array in data.items()}, sharding)
+        return lambda state, first, end: run(state, on_device, indices_of(first, end), steps(first, end))
+
+    step_bytes = indices_of(0, 1).size * num_bytes // len(data["labels"])
+    span = max(1, READ_AT_ONCE // step_bytes)
+    reader, ahead = ThreadPoolExecutor(1), {}
+
+    def read(first, end):
+        indices = indices_of(first, end)
+        rows = {name: array[indices.ravel()] for name, array in data.items()}
+        return rows, np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
+
+    def run_chunk(state, first, end):
+        parts = []
+        while first < end:
+            stop = min(first + span, end)
+            rows, indices = (ahead.pop(first, None) or reader.submit(read, first, stop)).result()
+            following = min(stop + span, end_after(stop))
+            if following > stop:
+                ahead[stop] = reader.submit(read, stop, following)
+            state, metrics = run(state, jax.device_put(rows, sharding), indices, steps(first, stop))
+            jax.block_until_ready(parts[-1:])  # one chunk ahead is enough; more would only fill memory
+            parts.append(metrics)
+            first = stop
+        return state, jax.tree.map(lambda *own: jnp.concatenate(own), *parts)
+
+    return run_chunk
 
 
 def update(optimizer, state, total, count, gradient):

@@ -8,9 +8,16 @@ import numpy as np
 from absl import flags
 
 from mlclip_jax.adapters import reads_local
-from mlclip_jax.data.sources import Embeddings, list_images, read_image, read_lines
+from mlclip_jax.data.datasets import FORMATS as DATASETS
+from mlclip_jax.data.datasets import open_images
+from mlclip_jax.data.embeddings import Embeddings
+from mlclip_jax.data.images import decode_image, printable, read_file
+from mlclip_jax.data.pipeline import Skipped
+from mlclip_jax.data.sources import Source, list_images, read_lines
 from mlclip_jax.errors import InputError
+from mlclip_jax.features import define_reading_flags, encode_source, report
 from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.progress import progress_bar
 from mlclip_jax.report import draw_predictions
 from mlclip_jax.runs import (
     carry_over,
@@ -81,6 +88,31 @@ class Predictor:
         images = Embeddings(encoded.embeddings, local=encoded.local) if local else Embeddings(encoded)
         return probabilities_of(self._run, scores_of(self._run, images))
 
+    def predict_source(self, source, skipped, *, num_workers=0):
+        """The same for a `Source` of any size: images are read and decoded while others are computed.
+
+        Args:
+          source: a `Source`.
+          skipped: a `Skipped`, to which images that cannot be read are added.
+          num_workers: see `pipeline.read_batches`.
+
+        Returns:
+          The indices of the n images that could be read, and their probabilities, float32 `(n, K)`.
+        """
+        local = reads_local(self._run["config"].adapter)
+        batches = encode_source(
+            self.backbone, source, range(len(source)), skipped, local=local, num_workers=num_workers
+        )
+        kept, probabilities = [], []
+        with progress_bar(len(source), "labelling", "images") as bar:
+            for indices, (vectors, *rest) in batches:
+                images = Embeddings(vectors, local=rest[0] if local else None)
+                there = indices >= 0
+                kept.append(indices[there])
+                probabilities.append(probabilities_of(self._run, scores_of(self._run, images))[there])
+                bar.update(int(there.sum()))
+        return np.concatenate(kept), np.concatenate(probabilities)
+
     def with_labels(self, label_names):
         """This run with other labels than it was trained on: zero-shot transfer.
 
@@ -102,45 +134,51 @@ class Predictor:
 def main(values):
     """mlclip predict --workdir=RUN --images=FILE_OR_FOLDER --output=FILE.csv [--picture=FILE.png]"""
     _check_outputs(values)
-    files = find_images(values.images)
+    source = find_images(values.images)
     predictor = load(values.workdir, backbone=values.backbone)
     if values.classes:
         predictor = predictor.with_labels(read_lines(values.classes))
-    probabilities = predictor.predict(files)
+    skipped = Skipped(source.names, Path(f"{values.output}.skipped.jsonl"), values.max_skipped)
+    kept, probabilities = predictor.predict_source(source, skipped, num_workers=values.num_workers)
     thresholds = predictor.thresholds
     if values.threshold is not None:
         thresholds = np.full_like(thresholds, values.threshold)
-    write_predictions(values.output, files, probabilities, predictor.label_names, thresholds)
-    print(f"{len(files)} images, {len(predictor.label_names)} labels: {values.output}")
+    names = [source.names[i] for i in kept]
+    write_predictions(values.output, names, probabilities, predictor.label_names, thresholds)
+    skipped.write()
+    report(source, skipped)
+    print(f"{len(names)} images, {len(predictor.label_names)} labels: {values.output}")
     if values.picture:
-        drawn = files[:DRAWN]
-        images = [_thumbnail(file) for file in drawn]
+        images = [_thumbnail(source.read(i)) for i in kept[:DRAWN]]
         draw_predictions(
             values.picture, images, probabilities[:DRAWN], predictor.label_names, thresholds=thresholds
         )
-        print(f"the first {len(drawn)} of them, drawn: {values.picture}")
+        print(f"the first {len(images)} of them, drawn: {values.picture}")
 
 
-def find_images(paths):
-    """Image files, as given or below the folders given; other files of a folder are left out, and counted.
+def find_images(given):
+    """Image files, as given or below the folders given, as one `Source`; or a dataset, alone.
 
     Raises:
       InputError: one of them is neither file nor folder, or a folder holds no image.
     """
+    if any(name.split(":")[0] in DATASETS for name in given):
+        if len(given) > 1:
+            raise InputError("give a dataset alone, or any number of files and folders")
+        return open_images(given[0])
     files, others = [], 0
-    for given in paths:
-        if not given:
+    for name in given:
+        if not name:
             raise InputError("an empty name among the images")
-        path = Path(given)
+        path = Path(name)
         if path.is_file():
             files.append(path)
             continue
         images, rest = list_images(path)
         files += images
         others += len(rest)
-    if others:
-        print(f"{others} files in the folders are no images and were left out")
-    return files
+    remarks = [f"{others} files in the folders are no images and were left out"] if others else []
+    return Source("images", map(printable, files), lambda i: read_file(files[i]), remarks=remarks)
 
 
 def write_predictions(path, files, probabilities, label_names, thresholds):
@@ -179,8 +217,8 @@ def _check_outputs(values):
         make_folder(Path(path).parent)
 
 
-def _thumbnail(file, side=192):
-    image = read_image(file)
+def _thumbnail(data, side=192):
+    image = decode_image(data)
     image.thumbnail((side, side))
     return image
 
@@ -188,7 +226,10 @@ def _thumbnail(file, side=192):
 def define_flags(values, _):
     flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
     flags.DEFINE_multi_string(
-        "images", None, "image file or folder; may be given several times", flag_values=values
+        "images",
+        None,
+        "image files and folders, each a flag of its own; or a dataset",
+        flag_values=values,
     )
     flags.DEFINE_string("output", None, ".csv or .jsonl file to write", flag_values=values)
     flags.DEFINE_string("picture", None, f".png to draw the first {DRAWN} images in", flag_values=values)
@@ -209,4 +250,5 @@ def define_flags(values, _):
     flags.DEFINE_string(
         "backbone", None, "folder or name of a backbone, unless the run names it", flag_values=values
     )
+    define_reading_flags(values)
     flags.mark_flags_as_required(["workdir", "images", "output"], values)

@@ -7,9 +7,9 @@ again in the same folder, a run goes on from its newest checkpoint.
 import functools
 import json
 import math
+import sys
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -27,9 +27,18 @@ from mlclip_jax.backbones.processing import CLIP_MEAN, CLIP_STD, ImageProcessor
 from mlclip_jax.backbones.saving import END, START, clip_tokenizer, learn_merges, save_clip
 from mlclip_jax.checkpoints import Checkpoints
 from mlclip_jax.configs import pretrain_captions, pretrain_scenes
-from mlclip_jax.data.pipeline import batch_indices
+from mlclip_jax.data.augmentation import make_augment
+from mlclip_jax.data.datasets import open_images
+from mlclip_jax.data.images import decode_image
+from mlclip_jax.data.pipeline import (
+    AUGMENTATION,
+    MAX_SKIPPED,
+    OnceOrder,
+    Skipped,
+    TrainingOrder,
+    read_batches,
+)
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Difficulty, Scenes
-from mlclip_jax.data.sources import CaptionedImages
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import locked, make_folder, replacing
 from mlclip_jax.loop import resume, run_conditions, run_steps, update
@@ -83,7 +92,7 @@ def pretrain(config, workdir):
             "the source has no labels for the auxiliary loss; set --config.loss.auxiliary=0, "
             "or give its table a column of labels"
         )
-    captions = [source[i].caption for i in range(min(num_train, CAPTIONS_READ))]
+    captions = _first_captions(source, min(num_train, CAPTIONS_READ))
     tokenizer = clip_tokenizer(learn_merges(captions, config.vocabulary - FIXED_TOKENS))
     model_config = clip_config(config.model, tokenizer)
     context = model_config.text_config.max_position_embeddings
@@ -94,7 +103,9 @@ def pretrain(config, workdir):
             "--config.model.text_config.max_position_embeddings makes room",
             stacklevel=2,
         )
-    examples = Examples(source, model_config, tokenizer)
+    augment = make_augment(config.images.augment) if "images" in config else None
+    examples = Examples(source, model_config, tokenizer, augment=augment, seed=config.seed)
+    skipped = Skipped(source.names, workdir / "skipped.jsonl", config.get("max_skipped", MAX_SKIPPED))
 
     graph, parameters = split_module(
         Pretraining(
@@ -109,19 +120,18 @@ def pretrain(config, workdir):
     step_function = make_pretrain_step(graph, optimizer, config.loss, examples.image_processor.normalise)
     run_on_devices = data_parallel(make_single(step_function), config.train.parallel, mesh)
 
-    def read(step):
-        return examples.read(batch_indices(config.seed, step, num_train, config.train.batch_size))
-
-    reader, ahead = ThreadPoolExecutor(1), {}
     rows = np.arange(config.train.batch_size, dtype=np.int32)[None]
+    batches = None  # of one step after the other, read while the device computes
 
     def run_chunk(state, first, end):
+        nonlocal batches
+        if batches is None:
+            batches = examples.training_batches(num_train, config.train, first)
         start, metrics = time.monotonic(), []
         for step in range(first, end):
-            batch = (ahead.pop(step, None) or reader.submit(read, step)).result()
-            if step + 1 < config.train.steps:
-                ahead[step + 1] = reader.submit(read, step + 1)  # while the device computes this one
-            data = jax.device_put(batch, replicated(mesh))
+            batch = next(batches)
+            skipped.add(batch.skipped)
+            data = jax.device_put(batch.data, replicated(mesh))
             state, own = run_on_devices(state, {}, data, rows, np.array([step], np.int32))
             jax.block_until_ready(metrics[-1:])  # one step ahead is enough; more would only fill memory
             metrics.append(own)
@@ -130,14 +140,14 @@ def pretrain(config, workdir):
         return state, {name: [own[name] for own in metrics] for name in metrics[0]} | {"seconds": seconds}
 
     def evaluate(state):
-        return zero_shot_figures(graph, state["parameters"], examples, range(num_train, len(source)))
+        return zero_shot_figures(graph, state["parameters"], examples, range(num_train, len(source)), skipped)
 
     frozen = {  # nothing of the model is; but what it learns from must stay the same
         "name": "pre-training",
         "revision": "",
         "sha256": source.digest,
     }
-    with locked(workdir), reader, Checkpoints(workdir / "checkpoints", frozen) as checkpoints:
+    with locked(workdir), Checkpoints(workdir / "checkpoints", frozen) as checkpoints:
         step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
         recipes.write_config(workdir, config)
         log_path = workdir / "metrics.jsonl"
@@ -147,10 +157,14 @@ def pretrain(config, workdir):
             "examples": config.train.steps * config.train.batch_size,
             "seconds": round(sum(line["seconds"] for line in log)),
             "held_out": len(source) - num_train,
+            "skipped": len(skipped.reasons),
             **evaluate(state),
             "protocol": f"plain cosine, {CLASS_TEMPLATE!r}; {PROTOCOLS['ap']}",
             "auxiliary label loss": bool(config.loss.auxiliary),
         }
+        skipped.write()
+        if skipped.reasons:
+            print(skipped, file=sys.stderr)
         folder = workdir / "clip"
         save_clip(folder, model_config, state["parameters"]["clip"], tokenizer, examples.image_processor)
         with replacing(folder / "figures.json") as temporary:
@@ -175,9 +189,11 @@ class Examples:
       source: a sequence of `sources.Example`, with `label_names`.
       config: the `transformers.CLIPConfig` of the model.
       tokenizer: a `tokenizers.Tokenizer`.
+      augment: from `augmentation.make_augment`, for images that are trained on; or None.
+      seed: of the run.
     """
 
-    def __init__(self, source, config, tokenizer):
+    def __init__(self, source, config, tokenizer, *, augment=None, seed=0):
         side = config.vision_config.image_size
         self.image_processor = ImageProcessor(
             cover=(side, side),
@@ -189,7 +205,8 @@ class Examples:
             std=CLIP_STD,
         )
         self.label_names = source.label_names
-        self._source = source
+        self._size = side, side
+        self._source, self._augment, self._seed = source, augment, seed
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: the one given stays as it is
         self._tokenizer.enable_truncation(config.text_config.max_position_embeddings)
         self._tokenizer.enable_padding(
@@ -198,13 +215,34 @@ class Examples:
             pad_token=END,
         )
 
-    def read(self, indices):
-        """A dict of `pixels` uint8 (n, h, w, 3), `token_ids` int32 (n, T) and `labels` int8 (n, K)."""
-        examples = [self._source[int(index)] for index in indices]
+    def training_batches(self, num_train, train, first):
+        """`Batch`es of the first `num_train` examples, for one step after the other from `first` on.
+
+        Their data are `pixels` uint8 (b, h, w, 3), `token_ids` int32 (b, T) and `labels` int8 (b, K). The
+        noise of an augmentation depends on the seed and the example's position in the run.
+        """
+
+        def prepare(example, position):
+            random = np.random.default_rng([self._seed, AUGMENTATION, position])
+            return self._prepare(example, lambda image: self._augment(random, image, self._size))
+
+        order = TrainingOrder(self._seed, num_train, train.batch_size, first, train.steps)
+        own = prepare if self._augment else lambda example, _: self._prepare(example)
+        return read_batches(self._source, order, train.batch_size, own, replace=True)
+
+    def batches(self, indices, batch_size):
+        """`Batch`es of these examples, once each, with the same data."""
+        order = OnceOrder(indices, batch_size)
+        return read_batches(self._source, order, batch_size, lambda example, _: self._prepare(example))
+
+    def _prepare(self, example, augment=None):
+        image = example.image
+        if augment is not None:
+            image = augment(decode_image(image) if isinstance(image, bytes) else Image.fromarray(image))
         return {
-            "pixels": np.stack([self.image_processor.pixels(example.image) for example in examples]),
-            "token_ids": self.token_ids([example.caption for example in examples]),
-            "labels": np.stack([example.labels for example in examples]),
+            "pixels": self.image_processor.pixels(image),
+            "token_ids": self.token_ids([example.caption])[0],
+            "labels": example.labels,
         }
 
     def token_ids(self, texts):
@@ -215,7 +253,10 @@ class Examples:
 def open_source(config):
     """The captioned images that a recipe names: a sequence of `sources.Example` with `label_names`."""
     if "scenes" not in config:
-        return CaptionedImages(config.images.folder, config.images.table)
+        source = open_images(config.images.source)
+        if source.captions is None:
+            raise InputError(f"{source.title} has no captions; a CLIP learns from captioned images")
+        return source
     return Scenes(
         config.scenes.seed,
         config.scenes.number,
@@ -224,6 +265,12 @@ def open_source(config):
         difficulty=Difficulty(**config.scenes.difficulty),
         partial=config.scenes.partial,
     )
+
+
+def _first_captions(source, number):
+    if isinstance(source, Scenes):
+        return [source[i].caption for i in range(number)]
+    return source.captions[:number]
 
 
 def clip_config(model, tokenizer):
@@ -324,18 +371,21 @@ def make_single(step_function):
     return single
 
 
-def zero_shot_figures(graph, parameters, examples, indices, batch_size=250):
+def zero_shot_figures(graph, parameters, examples, indices, skipped, batch_size=250):
     """Held-out examples under plain cosine: `mAP_percent` where one has a label, and `modality_gap`."""
     if not len(indices):
         return {}
     encode_images, encode_texts = _encoders(graph, examples.image_processor)
-    batches = [
-        examples.read(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)
-    ]
-    images = np.concatenate([encode_images(parameters, batch["pixels"]) for batch in batches])
-    texts = np.concatenate([encode_texts(parameters, batch["token_ids"]) for batch in batches])
+    images, texts, labels = [], [], []
+    for batch in examples.batches(indices, min(batch_size, len(indices))):
+        skipped.add(batch.skipped)
+        there = batch.indices >= 0
+        if np.any(there):
+            images.append(np.asarray(encode_images(parameters, batch.data["pixels"]))[there])
+            texts.append(np.asarray(encode_texts(parameters, batch.data["token_ids"]))[there])
+            labels.append(batch.data["labels"][there])
+    images, texts, labels = map(np.concatenate, (images, texts, labels))
     figures = {"modality_gap": float(modality_gap(images, texts))}
-    labels = np.concatenate([batch["labels"] for batch in batches])
     if np.any(labels == 1):
         prompts = [fill(CLASS_TEMPLATE, [name]) for name in examples.label_names]
         classes = encode_texts(parameters, examples.token_ids(prompts))
@@ -357,7 +407,8 @@ def _encoders(graph, image_processor):
 
 # What does not change the result; for the table's path, its digest tells whether it is the same.
 MAY_CHANGE = (
-    "images.",
+    "images.source",
+    "max_skipped",
     "train.parallel",
     "train.log_every",
     "train.evaluate_every",
@@ -384,7 +435,7 @@ def _check(config, num_devices):
         **{f"model.vision_config.{name}": positive for name in sizes + layers},
         **{f"model.text_config.{name}": positive for name in sizes[2:] + layers},
     }
-    required = ("images.folder", "images.table")
+    required = ("images.source",)
     recipes.check(config, expected, required, conditions | run_conditions(num_devices))
 
 

@@ -12,8 +12,8 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
 
 
-def define_config(values, argv):
-    """Defines `--config=RECIPE[:variant]`, required, whose keys `--config.key=value` overrides.
+def define_config(values, argv, *, required=True):
+    """Defines `--config=RECIPE[:variant]`, whose keys `--config.key=value` overrides.
 
     A recipe is a path to a Python file with a `get_config`, or the name of one that ships with the package.
     """
@@ -23,7 +23,8 @@ def define_config(values, argv):
         flag_values=values,
         sys_argv=argv,
     )
-    flags.mark_flag_as_required("config", values)
+    if required:
+        flags.mark_flag_as_required("config", values)
 
 
 def parse_flags(argv, define_flags):

@@ -1,17 +1,33 @@
-"""What results look like to people: tables in Markdown, and pictures of predictions."""
+"""What data and results look like to people: tables in Markdown, and pictures with text below them."""
+
+import warnings
 
 import numpy as np
 
 from mlclip_jax.files import replacing
 
 MOST_LINES = 10  # below an image
-RIGHT, WRONG, MISSED = "#1a7f37", "#c62828", "#8a8a8a"
+SIDE, DPI = 180, 100  # of an image in a picture, in pixels; and pixels in an inch
+RIGHT, WRONG, MISSED, EMPTY = "#1a7f37", "#c62828", "#8a8a8a", "#e4e4e4"
 
 
-def markdown_table(header, rows):
-    """A table of strings, as Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def markdown_table(header, rows, align=None):
+    """A table of strings, as Markdown.
+
+    Args:
+      header: a string for each column.
+      rows: of as many strings.
+      align: a letter for each column, "l" or "r": they are padded, and line up as plain text too.
+    """
+    rule = ["---"] * len(header)
+    if align is not None:
+        widths = [max(3, *map(len, column)) for column in zip(header, *rows)]
+        rule = ["-" * (w - 1) + ":" if a == "r" else "-" * w for a, w in zip(align, widths)]
+        pad = {"l": str.ljust, "r": str.rjust}
+        header, *rows = (
+            [pad[a](cell, w) for cell, a, w in zip(cells, align, widths)] for cells in (header, *rows)
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
 def draw_predictions(path, images, probabilities, label_names, *, thresholds, truth=None, columns=6):
@@ -30,32 +46,67 @@ def draw_predictions(path, images, probabilities, label_names, *, thresholds, tr
     Raises:
       InputError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(columns, len(images))
-    texts = [
+    lines = [
         _label_lines(row, label_names, thresholds, None if truth is None else truth[i])
         for i, row in enumerate(probabilities)
     ]
+    draw_grid(path, images, lines, columns)
+
+
+def draw_grid(path, images, lines, columns=6):
+    """Draws images side by side, with lines of text below each.
+
+    Args:
+      path: of the PNG to write.
+      images: N `PIL.Image`s or arrays; None leaves a tile empty.
+      lines: for each image, pairs of text and colour. A text that is too wide loses its middle.
+      columns: how many images stand side by side.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    columns = min(columns, len(images))
     # In inches: a square for each image, and room for its lines below; each row as high as it needs.
-    side, gap, line = 1.8, 0.15, 0.17
-    rows = [texts[i : i + columns] for i in range(0, len(texts), columns)]
+    side, gap, line = SIDE / DPI, 0.15, 0.17
+    rows = [lines[i : i + columns] for i in range(0, len(lines), columns)]
     heights = [side + line * max(map(len, row)) + 2 * gap for row in rows]
     width, height = columns * (side + gap) + gap, sum(heights) + gap
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    for i, (image, lines) in enumerate(zip(images, texts)):
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+    for i, (image, own) in enumerate(zip(images, lines)):
         row, column = divmod(i, columns)
         left, top = gap + column * (side + gap), height - gap - sum(heights[:row])
-        axes = figure.add_axes((left / width, (top - side) / height, side / width, side / height))
-        axes.imshow(np.asarray(image), interpolation="nearest")
-        axes.set_axis_off()
-        for j, (text, colour) in enumerate(lines):
-            place = (left / width, (top - side - line * j - 0.05) / height)
-            figure.text(*place, text, color=colour, fontsize=9, va="top", parse_math=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+        place = (left / width, (top - side) / height, side / width, side / height)
+        if image is None:
+            tile = Rectangle(place[:2], *place[2:], transform=figure.transFigure, facecolor=EMPTY)
+            figure.add_artist(tile)
+        else:
+            axes = figure.add_axes(place)
+            axes.imshow(np.asarray(image), interpolation="nearest")
+            axes.set_axis_off()
+            axes.set_anchor("S")  # a low image stands on its text
+        for j, (text, colour) in enumerate(own):
+            place = (left / width, (top - side - line * (j + 1)) / height)
+            drawn = figure.text(*place, text, color=colour, fontsize=9, parse_math=False)
+            _narrow(drawn, SIDE, canvas.get_renderer())
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a script that the font lacks; it shows as a box
+        figure.savefig(temporary, format="png", dpi=DPI)
+
+
+def _narrow(drawn, width, renderer):
+    """Takes characters out of the middle of a text in a figure until it is as narrow as this, in pixels."""
+    text = drawn.get_text()
+    kept = len(text)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        while (now := drawn.get_window_extent(renderer).width) > width and kept > 4:
+            kept = max(4, min(kept - 1, int(kept * width / now) + 2))
+            drawn.set_text(f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}")
 
 
 def _label_lines(probabilities, label_names, thresholds, truth):

@@ -12,7 +12,7 @@ from mlclip_jax import recipes
 from mlclip_jax.adapters import ADAPTERS, TITLES, make_adapter, takes_other_labels
 from mlclip_jax.calibration import apply, read_calibration
 from mlclip_jax.checkpoints import Checkpoints, abstract, describe
-from mlclip_jax.data.sources import read_arrays, read_embeddings
+from mlclip_jax.data.embeddings import blocks, read_arrays, read_embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.examples import backbone_of
 from mlclip_jax.features import embed_names
@@ -23,6 +23,8 @@ from mlclip_jax.texts.label_sets import check_label_names
 
 TRAINED_ON = "trained_on.npy"
 DRAWN = "drawn.npz"
+EMBEDDED = "embedded"  # folder of the embeddings of images that a run was given as such
+SCORED = 4096  # images whose local features are held in memory at once
 
 
 def read_run(workdir, *, calibrated=True):
@@ -115,8 +117,18 @@ def adapter_scores(graph, parameters, frozen, vectors, local=None):
 
 
 def scores_of(run, images):
-    """`adapter_scores` of a run, from `read_run`, for `Embeddings` of images."""
-    return adapter_scores(run["graph"], run["parameters"], run["frozen"], images.vectors, images.local)
+    """Logits (N, K) of a run, from `read_run`, for `Embeddings` of images."""
+    return score_images(run["graph"], run["parameters"], run["frozen"], images)
+
+
+def score_images(graph, parameters, frozen, images):
+    """`adapter_scores` for `Embeddings` of images, which may be larger than memory."""
+    scores = []
+    for start in range(0, len(images.vectors), SCORED):
+        rows = slice(start, start + SCORED)
+        local = None if images.local is None else np.asarray(images.local[rows])
+        scores.append(adapter_scores(graph, parameters, frozen, np.asarray(images.vectors[rows]), local))
+    return np.concatenate(scores)
 
 
 def load_backbone_of(config):
@@ -238,5 +250,10 @@ def count_calibrated_on(run, images):
 
 def row_hashes(vectors):
     """64-bit hashes of the bytes of each embedding, uint64 (N,)."""
-    hashes = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in vectors)
-    return np.frombuffer(b"".join(hashes), np.uint64)
+    hashes = np.empty(len(vectors), np.uint64)
+    start = 0
+    for block in blocks(vectors):
+        own = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in block)
+        hashes[start : start + len(block)] = np.frombuffer(b"".join(own), np.uint64)
+        start += len(block)
+    return hashes

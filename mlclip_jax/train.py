@@ -25,23 +25,34 @@ from mlclip_jax.backbones.weights import fingerprint
 from mlclip_jax.checkpoints import Checkpoints
 from mlclip_jax.configs import ml_decoder as ml_decoder_recipe
 from mlclip_jax.configs import mmm_clip, tai
+from mlclip_jax.data.datasets import open_images
+from mlclip_jax.data.embeddings import Embeddings, read_embeddings, write_embeddings
 from mlclip_jax.data.pipeline import batch_indices
-from mlclip_jax.data.sources import Embeddings, read_embeddings, read_lines
+from mlclip_jax.data.sources import read_lines, read_table
 from mlclip_jax.errors import InputError
 from mlclip_jax.examples import digest, read_images
-from mlclip_jax.features import embed_names, write_embeddings
+from mlclip_jax.features import embed_names
 from mlclip_jax.files import locked, make_folder
-from mlclip_jax.loop import make_chunk, resume, run_conditions, run_steps, update
+from mlclip_jax.loop import (
+    make_chunk,
+    make_run_chunk,
+    next_boundary,
+    resume,
+    run_conditions,
+    run_steps,
+    update,
+)
 from mlclip_jax.losses import COUPLED, LOSSES, RANGES, UNCALIBRATED, constants
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.modules import merge_module, split_trainable
 from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
 from mlclip_jax.perturbation import LENGTHS, perturb
 from mlclip_jax.runs import (
-    adapter_scores,
+    EMBEDDED,
     load_backbone_of,
     read_drawn,
     read_run,
+    score_images,
     write_drawn,
     write_trained_on,
 )
@@ -82,11 +93,20 @@ def train(config, workdir):
     images, local = None, reads_local(config.adapter)
     if any(config.evaluation.values()):
         flag = "--config.evaluation."
-        images = read_images(config.evaluation, class_texts, backbone, flag=flag, local=local)
+        images = read_images(
+            config.evaluation, class_texts, backbone, workdir / EMBEDDED, flag=flag, local=local
+        )
     origin = class_texts.origin
     if "examples" in config:
+        flag = "--config.examples."
         examples = read_images(
-            config.examples, class_texts, backbone, purpose="train on", flag="--config.examples.", local=local
+            config.examples,
+            class_texts,
+            backbone,
+            workdir / EMBEDDED,
+            purpose="train on",
+            flag=flag,
+            local=local,
         )
         origin = origin | {"examples": digest(examples)}
     else:
@@ -104,18 +124,21 @@ def train(config, workdir):
     data = {"embeddings": examples.vectors, "labels": examples.labels}
     if local:
         data["local"] = examples.local
-    data = jax.device_put(data, replicated(mesh))
 
-    def run_chunk(state, first, end):
-        steps = np.arange(first, end, dtype=np.int32)
+    def indices_of(first, end):
         number, size = len(examples.vectors), config.train.batch_size
-        indices = [batch_indices(config.seed, t, number, size) for t in steps]
-        # The backbone's work is in the data already; what is frozen here are the class texts and the like.
-        return run_on_devices(state, kept, data, np.stack(indices), steps)
+        return np.stack([batch_indices(config.seed, t, number, size) for t in range(first, end)])
+
+    def run(state, rows, indices, steps):
+        # The backbone's work is in the data already; what is frozen are the class texts and the like.
+        return run_on_devices(state, kept, rows, indices, steps)
+
+    end_after = functools.partial(next_boundary, train=config.train)
+    run_chunk = make_run_chunk(run, data, indices_of, end_after, replicated(mesh))
 
     def evaluate_now(state):
-        scores = adapter_scores(graph, state["parameters"], kept, images.vectors, images.local)
-        return {"mAP_percent": 100 * mean_average_precision(scores, images.labels)[0]}
+        scores = score_images(graph, state["parameters"], kept, images)
+        return {"mAP_percent": 100 * mean_average_precision(scores, np.asarray(images.labels))[0]}
 
     with locked(workdir), Checkpoints(workdir / "checkpoints", origin) as checkpoints:
         step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
@@ -158,13 +181,38 @@ def read_class_texts(config, backbone):
         if class_texts.names is None:
             raise InputError(f"{path} does not name its classes; store their names in an array called names")
     else:
-        path = config.texts.labels
-        names = read_lines(path)
+        names, path = label_names_of(config)
         class_texts = embed_names(backbone(), names, CLASS_TEMPLATE)
         origin = class_texts.origin
     check_label_names(class_texts.names, path)
     labels = hashlib.sha256("\n".join(class_texts.names).encode()).hexdigest()
     return class_texts._replace(origin=origin | {"labels": labels})
+
+
+def label_names_of(config):
+    """The labels that a recipe names in a file, or else those of its images; and where they come from.
+
+    Raises:
+      InputError: neither has any.
+    """
+    if config.texts.labels:
+        return read_lines(config.texts.labels), config.texts.labels
+    for source in (config.get("examples", {}), config.evaluation):
+        path = source.get("embeddings") or source.get("images")
+        names = None
+        if source.get("labels"):
+            path = source["labels"]
+            names = read_table(path).label_names
+        elif source.get("embeddings"):
+            names = read_embeddings(path).label_names
+        elif source.get("images"):
+            names = open_images(path).label_names
+        if names:
+            return list(names), path
+    raise InputError(
+        "the recipe leaves texts.labels open, and its images have no labels: "
+        "set --config.texts.labels=FILE, a label per line"
+    )
 
 
 def read_training_texts(config, class_texts, backbone, workdir):
@@ -332,7 +380,7 @@ def _check(config, num_devices):
     if reads_local(config.adapter):
         no_noise = "0 with local features, which no noise is added to"
         conditions["perturbation.radius"] = (lambda r: r == 0, no_noise)
-    required = ("backbone", "texts.class_embeddings", "texts.labels")
+    required = ("backbone", "texts.class_embeddings")
     recipes.check(config, expected, required, conditions | run_conditions(num_devices))
     try:
         _sum_and_count(config.loss)(np.zeros((1, 2), np.float32), np.array([[1, 0]], np.int8))

@@ -9,8 +9,7 @@ from tiny_clip import write_clip
 import mlclip_jax
 from mlclip_jax.cli import main
 from mlclip_jax.configs import tai
-from mlclip_jax.data.sources import Embeddings, read_embeddings
-from mlclip_jax.features import write_embeddings
+from mlclip_jax.data.embeddings import Embeddings, read_embeddings, write_embeddings
 from mlclip_jax.runs import load_backbone_of
 
 
@@ -33,7 +32,7 @@ def test_a_folder_of_images(clip, tmp_path, capsys):
     stored = read_embeddings(output)
     assert stored.names == ("a.png", "b.png", "sub/c.png")
     backbone = mlclip_jax.load_backbone(clip)
-    how = {"image_size": [24, 24], "resize": "crop", "dtype": "float32", "positions": None}
+    how = {"image_size": [24, 24], "resize": "crop", "decode": "full", "dtype": "float32", "positions": None}
     assert stored.origin == backbone.fingerprint | how
     expected = backbone.encode_images([images()[1], images()[0], images()[2]])
     np.testing.assert_allclose(stored.vectors, expected, rtol=0, atol=1e-6)

@@ -15,7 +15,7 @@ from mlclip_jax import InputError, evaluate, few_shot
 from mlclip_jax.adapters import make_adapter
 from mlclip_jax.cli import main
 from mlclip_jax.configs import mmm_clip
-from mlclip_jax.data.sources import read_embeddings
+from mlclip_jax.data.embeddings import read_embeddings
 from mlclip_jax.examples import read_images
 from mlclip_jax.runs import read_run, scores_of
 from mlclip_jax.train import train
@@ -99,6 +99,7 @@ def test_every_adapter_trains(folder, tmp_path, capsys, case, mode):
         {"embeddings": folder / "test.npz", "labels": folder / "test.csv"},
         run["class_texts"],
         None,
+        None,
         local=True,
     )
     figures = evaluate.figures_of(run, np.asarray(scores_of(run, scored)), scored.labels)
@@ -158,7 +159,7 @@ def test_variants_that_do_not_exist(tmp_path, capsys, variant, message):
 
 def test_local_features_are_asked_for_where_they_are_read(folder, tmp_path, capsys):
     pooled = read_embeddings(folder / "test.npz")._replace(local=None)
-    from mlclip_jax.features import write_embeddings
+    from mlclip_jax.data.embeddings import write_embeddings
 
     write_embeddings(tmp_path / "pooled.npz", pooled)
     given = {"evaluation__embeddings": tmp_path / "pooled.npz"}

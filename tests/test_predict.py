@@ -79,9 +79,9 @@ def test_files_and_folders_and_a_picture(run, scenes, tmp_path, capsys):
         f"--picture={tmp_path}/x.png",
     ]
     assert main(["predict", f"--workdir={run}", *arguments]) == 0
-    output = capsys.readouterr().out
-    assert "41 images" in output
-    assert "2 files in the folders are no images" in output  # labels.csv too
+    captured = capsys.readouterr()
+    assert "41 images" in captured.out
+    assert "2 files in the folders are no images" in captured.err  # labels.csv too
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.width > 500
     with (tmp_path / "deep/x.csv").open(newline="") as file:

@@ -17,7 +17,7 @@ from mlclip_jax.backbones.saving import clip_tokenizer, learn_merges
 from mlclip_jax.cli import main
 from mlclip_jax.configs import pretrain_captions, pretrain_scenes
 from mlclip_jax.data.scenes import Scenes, write_scenes
-from mlclip_jax.data.sources import CaptionedImages
+from mlclip_jax.data.sources import read_table
 from mlclip_jax.losses import contrastive_sum
 from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
@@ -85,7 +85,7 @@ def one_step(mode, num_devices):
     optimizer = optax.sgd(0.1)
     state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
     mesh = make_mesh(jax.devices()[:num_devices])
-    batch = examples.read(range(8))
+    batch = next(examples.batches(range(8), 8)).data
     batch["labels"][:4, 3:] = -1
     state, data = jax.device_put((state, batch), replicated(mesh))
     step = make_pretrain_step(graph, optimizer, config.loss, examples.image_processor.normalise)
@@ -141,11 +141,11 @@ def test_no_image_is_both_trained_on_and_held_out(tmp_path):
     names = [f"{i:06}.jpg" for i in range(10)]
     rows = [f"{name},caption {k}" for k in range(3) for name in names]  # three passes over the files
     (tmp_path / "captions.csv").write_text("\n".join(["filename,caption", *rows]))
-    source = CaptionedImages(tmp_path / "images", tmp_path / "captions.csv")
+    source = read_table(tmp_path / "captions.csv", images=tmp_path / "images")
     for number in (0, 1, 2, 3, 7, 30):
         cut = source.cut(number)
         assert len(source) - cut >= number
-        trained_on, held_out = ({source[i].image for i in part} for part in (range(cut), range(cut, 30)))
+        trained_on, held_out = ({source.names[i] for i in part} for part in (range(cut), range(cut, 30)))
         assert not trained_on & held_out
 
 
@@ -198,7 +198,7 @@ def test_any_captioned_images_will_do(tmp_path):
     lines = [f"{name},{caption}" for name, caption in zip([*names[1:], *names[1:]], captions)]
     (tmp_path / "captions.csv").write_text("\n".join(["filename,caption", *lines]))
     config = tiny_config(pretrain_captions, vocabulary=600)
-    config.images.update(folder=str(tmp_path / "images"), table=str(tmp_path / "captions.csv"))
+    config.images.source = f"table:{tmp_path / 'captions.csv'},images={tmp_path / 'images'}"
     config.model.text_config.max_position_embeddings = 8
     with pytest.warns(UserWarning, match="10 of the first 60 captions are longer than 8 tokens"):
         figures = pretrain(config, tmp_path / "run")

@@ -19,7 +19,7 @@ from mlclip_jax import InputError, evaluate
 from mlclip_jax.adapters.tai import TaIAdapter
 from mlclip_jax.cli import main
 from mlclip_jax.configs import tai
-from mlclip_jax.data.sources import read_embeddings
+from mlclip_jax.data.embeddings import read_embeddings
 from mlclip_jax.examples import read_images
 from mlclip_jax.files import locked
 from mlclip_jax.loop import Log, make_chunk
@@ -54,7 +54,7 @@ def small_config(world, **changes):
 
 
 def read_scored(world, runs):
-    return read_images({"embeddings": str(world / "images.npz")}, runs[0]["class_texts"], None)
+    return read_images({"embeddings": str(world / "images.npz")}, runs[0]["class_texts"], None, None)
 
 
 def steps_of(workdir):

@@ -17,7 +17,7 @@ from PIL import Image
 from mlclip_jax.backbones.clip_resnet import POSITIONS
 from mlclip_jax.backbones.convolution import fold_norms
 from mlclip_jax.backbones.layouts import read_layout
-from mlclip_jax.backbones.processing import RESIZES
+from mlclip_jax.backbones.processing import DECODES, RESIZES
 from mlclip_jax.backbones.weights import find_checkpoint, fingerprint, load_parameters
 from mlclip_jax.errors import InputError
 from mlclip_jax.modules import abstract_module, merge_module
@@ -28,7 +28,8 @@ from mlclip_jax.progress import progress_bar
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 DTYPES = ("float32", "bfloat16")
-ENCODING = ("dtype", "image_size", "resize", "positions", "shard_parameters")  # settings of `load_backbone`
+# Settings of `load_backbone`.
+ENCODING = ("dtype", "image_size", "resize", "decode", "positions", "shard_parameters")
 # What is said of a backbone that lacks a way in.
 MISSING = {"text": "has no text tower", "pair": "does not look at an image and a text together; BLIP does"}
 SHORTEST_TEXT = 16  # tokens; shorter ones are padded to this, so that few lengths are compiled
@@ -41,6 +42,7 @@ def load_backbone(
     dtype=None,
     image_size=None,
     resize=None,
+    decode="full",
     shard_parameters=False,
     positions="pooled",
 ):
@@ -61,6 +63,8 @@ def load_backbone(
       image_size: pixels on a side, or (height, width), if not the checkpoint's own. Position embeddings are
         interpolated.
       resize: "crop" (keep the aspect, cut what protrudes) or "squash", if not the checkpoint's own.
+      decode: "full", which gives the pixels of the checkpoint's own processor, or "reduced": JPEG files are
+        decoded at a reduced scale where the image size allows it, which is faster and nearly the same.
       shard_parameters: whether each parameter is split over the devices instead of copied to all: for a model
         larger than one device's memory. It is gathered as it is used.
       positions: which features of a CLIP ResNet get position embeddings: "pooled" (CLIP's own), "all"
@@ -83,6 +87,8 @@ def load_backbone(
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if positions not in POSITIONS:
         raise InputError(f"positions {positions!r} is not one of {', '.join(POSITIONS)}")
+    if decode not in DECODES:
+        raise InputError(f"decode {decode!r} is not one of {', '.join(DECODES)}")
     checkpoint = find_checkpoint(name_or_folder, revision)
     layout = read_layout(checkpoint, positions=positions)
     image_processor = _image_processor(checkpoint.folder, layout, image_size, resize)
@@ -102,7 +108,7 @@ def load_backbone(
     backbone = Backbone(
         graph,
         parameters,
-        layout._replace(image_processor=image_processor),
+        layout._replace(image_processor=image_processor._replace(decode=decode)),
         dtype=dtype,
         fingerprint=fingerprint(checkpoint.name, checkpoint.revision, [*layout.weights, *layout.settings]),
         shard_parameters=shard_parameters,
@@ -139,17 +145,19 @@ class Backbone:
       pair_width: of what BLIP makes of a pair; None of others.
       image_size: (height, width) of the pixels that its image tower sees.
       resize: "crop" or "squash", how images come to that size.
+      decode: "full" or "reduced", the scale at which JPEG files are decoded.
       grid_size: (rows, columns) of an image's local features.
       context_length: the most tokens of a text, start and end included; None where there is no text tower.
       dtype: of the products, "float32" or "bfloat16".
       positions: which features of an image get position embeddings, where that can be chosen; else None.
       fingerprint: dict of `name`, `revision` and `sha256`, which identifies the weights.
       parameters: nested dict of the weights, on the devices.
+      image_processor: the `ImageProcessor`.
     """
 
     def __init__(self, graph, parameters, layout, *, dtype, fingerprint, shard_parameters=False):
         self._mesh = make_mesh(jax.local_devices())
-        self._image_processor = layout.image_processor
+        self.image_processor = layout.image_processor
         self._tokenizer = layout.tokenizer
         self.title = layout.title
         self.embedding_width = layout.embedding_width
@@ -157,6 +165,7 @@ class Backbone:
         self.pair_width = layout.pair_width
         self.image_size = layout.image_processor.output_size
         self.resize = "squash" if layout.image_processor.crop is None else "crop"
+        self.decode = layout.image_processor.decode
         self.grid_size = tuple(side // layout.stride for side in self.image_size)
         self.context_length = layout.tokenizer and layout.tokenizer.context_length
         self.dtype, self.positions = dtype, layout.positions
@@ -179,7 +188,7 @@ class Backbone:
 
     def image(self, parameters, pixels):
         """uint8 (b, height, width, 3) to embeddings (b, D) and local features (b, T, D'), float32."""
-        return self._call("image", parameters, self._image_processor.normalise(pixels))
+        return self._call("image", parameters, self.image_processor.normalise(pixels))
 
     def text(self, parameters, token_ids):
         """int32 (b, t) to embeddings (b, D) and local features (b, t, D'), float32."""
@@ -187,12 +196,12 @@ class Backbone:
 
     def pair(self, parameters, pixels, token_ids):
         """BLIP's text tower at an image: its first token (b, d), and logits (b, 2) of no match and match."""
-        return self._call("pair", parameters, self._image_processor.normalise(pixels), token_ids)
+        return self._call("pair", parameters, self.image_processor.normalise(pixels), token_ids)
 
     def pixels(self, images):
-        """Paths, `PIL.Image`s or uint8 arrays as the image tower sees them: uint8 (N, height, width, 3)."""
+        """Images as the image tower sees them: uint8 (N, height, width, 3); see `ImageProcessor.pixels`."""
         with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
-            return np.stack(list(pool.map(self._image_processor.pixels, images)))
+            return np.stack(list(pool.map(self.image_processor.pixels, images)))
 
     def token_ids(self, texts):
         """Texts as token ids, int32 (N, context_length), padded; longer ones are cut, with a warning."""
@@ -215,14 +224,27 @@ class Backbone:
         images = _list(images, "images")
         width = self.grid_size[0] * self.grid_size[1]
         encoded = self._empty(len(images), width, local)
-        batches = self._run(
+        for rows, outputs in self._encode(
             "image", len(images), lambda rows: (self.pixels(images[rows]),), local, batch_size
-        )
-        for rows, outputs in batches:
+        ):
             for array, output in zip(encoded, outputs):
                 array[rows] = output
         self._check_finite(encoded[0], images, "images")
         return Encoded(*encoded, np.ones((len(images), width), bool)) if local else encoded[0]
+
+    def encode_pixels(self, batches, *, local=False):
+        """Embeds a stream of batches: while one is computed, the next is waited for.
+
+        Args:
+          batches: iterable of pairs of anything and uint8 (b, height, width, 3), as `pixels` makes them; b is
+            the same in all, and a multiple of the number of local devices.
+          local: whether to compute local features too.
+
+        Yields:
+          Pairs of that thing and the outputs: float32 embeddings (b, D) and, with `local`, local features
+          (b, T, D').
+        """
+        yield from self._run("image", ((thing, (pixels,)) for thing, pixels in batches), local)
 
     def encode_texts(self, texts, *, local=False, batch_size=64):
         """Embeds texts.
@@ -249,7 +271,7 @@ class Backbone:
         def prepare(rows):
             return (ids[order[rows], : self._padded_length(lengths[order[rows]].max())],)
 
-        for rows, outputs in self._run("text", len(texts), prepare, local, batch_size):
+        for rows, outputs in self._encode("text", len(texts), prepare, local, batch_size):
             encoded[0][order[rows]] = outputs[0]
             for row, tokens in zip(order[rows], outputs[1] if local else ()):
                 encoded[1][row, : lengths[row]] = tokens[: lengths[row]]
@@ -284,7 +306,7 @@ class Backbone:
 
         features = np.zeros((len(images), self.pair_width), np.float32)
         logits = np.zeros((len(images), 2), np.float32)
-        for rows, outputs in self._run("pair", len(images), prepare, True, batch_size):
+        for rows, outputs in self._encode("pair", len(images), prepare, True, batch_size):
             features[rows], logits[rows] = outputs
         self._check_finite(features, list(zip(images, texts)), "pairs")
         return features, logits
@@ -310,7 +332,7 @@ class Backbone:
             self._compiled[name, local] = jax.jit(encode, out_shardings=split_rows(self._mesh))
         return self._compiled[name, local]
 
-    def _run(self, name, number, prepare, local, batch_size):
+    def _encode(self, name, number, prepare, local, batch_size):
         """Encodes in batches, and yields the rows of each and its outputs on the host.
 
         Args:
@@ -324,31 +346,41 @@ class Backbone:
             raise InputError(f"batch_size {batch_size} cannot be: at least 1 is encoded at once")
         if not number:
             return
-        encode, unit = self._compile(name, local), f"{name}s"
         # A power of two, so that short lists neither wait for a full batch nor compile for every length.
         batch_size = min(batch_size, 1 << (number - 1).bit_length())
         batch_size += -batch_size % self._mesh.size
-        running = deque()
-        with progress_bar(number, f"encoding {unit}", unit) as bar:
 
-            def finish():
-                rows, outputs = running.popleft()
-                outputs = [np.asarray(output)[: rows.stop - rows.start] for output in outputs]
-                bar.update(rows.stop - rows.start)
-                return rows, outputs
-
+        def batches():
             for start in range(0, number, batch_size):
                 rows = slice(start, min(start + batch_size, number))
-                inputs = [
-                    np.pad(array, [(0, batch_size - len(array))] + [(0, 0)] * (array.ndim - 1))
-                    for array in prepare(rows)
-                ]
-                inputs = jax.device_put(inputs, split_rows(self._mesh))
-                running.append((rows, encode(self.parameters, *inputs)))
-                if len(running) > 1:  # one computes while the next is prepared; more would only fill memory
-                    yield finish()
-            while running:
+                yield (
+                    rows,
+                    [
+                        np.pad(array, [(0, batch_size - len(array))] + [(0, 0)] * (array.ndim - 1))
+                        for array in prepare(rows)
+                    ],
+                )
+
+        with progress_bar(number, f"encoding {name}s", f"{name}s") as bar:
+            for rows, outputs in self._run(name, batches(), local):
+                bar.update(rows.stop - rows.start)
+                yield rows, [output[: rows.stop - rows.start] for output in outputs]
+
+    def _run(self, name, batches, local):
+        """Encodes pairs of anything and a batch of inputs; yields pairs of that thing and the outputs."""
+        encode, running = self._compile(name, local), deque()
+
+        def finish():
+            thing, outputs = running.popleft()
+            return thing, [np.asarray(output) for output in outputs]
+
+        for thing, inputs in batches:
+            inputs = jax.device_put(inputs, split_rows(self._mesh))
+            running.append((thing, encode(self.parameters, *inputs)))
+            if len(running) > 1:  # one computes while the next is prepared; more would only fill memory
                 yield finish()
+        while running:
+            yield finish()
 
     def _empty(self, number, width, local):
         arrays = [np.zeros((number, self.embedding_width), np.float32)]

@@ -10,10 +10,12 @@ import tokenizers
 from PIL import Image
 
 from mlclip_jax.backbones.weights import read_json
-from mlclip_jax.data.sources import UNREADABLE, read_image, upright_rgb
+from mlclip_jax.data.images import UnreadableImage, decode_image, read_image, upright_rgb
 from mlclip_jax.errors import InputError
 
 RESIZES = ("crop", "squash")
+DECODES = ("full", "reduced")
+MOST_RESIZED = 16  # times the pixels of a crop: beyond, only what the crop keeps is resized
 # open_clip's and BLIP's files may leave out these, the means and deviations of CLIP's training images.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -31,6 +33,8 @@ class ImageProcessor(NamedTuple):
       crop_pct: what part of `cover` the crop is, at another size too.
       round_offset: whether half of an odd margin is rounded to even, as torchvision crops, or down, as
         transformers does.
+      decode: "full", or "reduced": JPEG files are decoded at the smallest scale, in eighths, that is no
+        smaller than what they are resized to, which is faster and changes pixels a little.
     """
 
     cover: tuple | None
@@ -42,6 +46,7 @@ class ImageProcessor(NamedTuple):
     std: tuple
     crop_pct: float = 1.0
     round_offset: bool = False
+    decode: str = "full"
 
     @property
     def output_size(self):
@@ -62,24 +67,45 @@ class ImageProcessor(NamedTuple):
         return self._replace(cover=cover, size=None, crop=size)
 
     def pixels(self, image):
-        """Resizes and crops an image (path, `PIL.Image`, or uint8 array (h, w, 3)) to uint8 (h, w, 3)."""
-        image = _to_rgb(image)
+        """Resizes and crops an image to uint8 (h, w, 3).
+
+        Where one side of an image is very much longer than the other, only the part that the crop keeps is
+        resized, whose pixels may then differ by 1.
+
+        Args:
+          image: a path, the bytes of a file, a `PIL.Image`, or uint8 array (h, w, 3).
+
+        Raises:
+          InputError: it cannot be used; a path is named. Of bytes, an `UnreadableImage`.
+        """
+        needed = self.cover or self.size
+        image = _to_rgb(image, max(needed) if needed and self.decode == "reduced" else None)
         if self.cover is not None:
             height, width = self.cover
             if height * image.width >= width * image.height:  # the image is wider than what it covers
                 width = int(height * image.width / image.height)
             else:
                 height = int(width * image.height / image.width)
+            if self.crop is not None and height * width > MOST_RESIZED * math.prod(self.crop):
+                return np.asarray(self._resized_crop(image, height, width), np.uint8)
             image = image.resize((width, height), self.resample)
         elif self.size is not None:
             image = image.resize(self.size[::-1], self.resample)
         if self.crop is not None:
-            height, width = self.crop
-            margins = image.width - width, image.height - height
-            left, top = (round(m / 2) if self.round_offset else m // 2 for m in margins)
+            left, top = self._offset(image.width, image.height)
             # PIL fills what lies outside with zeros.
-            image = image.crop((left, top, left + width, top + height))
+            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         return np.asarray(image, np.uint8)
+
+    def _offset(self, width, height):
+        margins = width - self.crop[1], height - self.crop[0]
+        return (round(m / 2) if self.round_offset else m // 2 for m in margins)
+
+    def _resized_crop(self, image, height, width):
+        left, top = self._offset(width, height)
+        across, down = image.width / width, image.height / height
+        box = left * across, top * down, (left + self.crop[1]) * across, (top + self.crop[0]) * down
+        return image.resize(self.crop[::-1], self.resample, box=box)
 
     def normalise(self, pixels):
         """uint8 (..., 3) to float32; runs on the device, so that only bytes cross to it."""
@@ -281,21 +307,23 @@ def _checked(path, make):
     return processor
 
 
-def _to_rgb(image):
+def _to_rgb(image, at_least=None):
+    if isinstance(image, bytes):
+        return decode_image(image, at_least)
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, at_least)
     if isinstance(image, Image.Image):
         try:
             return upright_rgb(image)
-        except UNREADABLE as error:  # a file that is opened decodes only now
-            raise InputError(f"cannot use image {image}: {error}") from error
+        except Exception as error:  # a file that is opened decodes only now
+            raise UnreadableImage(f"cannot use image {image}: {error}") from error
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
             raise InputError(f"an image array must be uint8 (h, w, 3); got {image.dtype} {image.shape}")
         return Image.fromarray(image)
-    if not isinstance(image, str | os.PathLike):
-        raise InputError(
-            f"an image must be a path, a PIL.Image or a NumPy array, not a {type(image).__name__}"
-        )
-    return read_image(image)
+    raise InputError(
+        f"an image must be a path, a file's bytes, a PIL.Image or a NumPy array, not a {type(image).__name__}"
+    )
 
 
 def _filter(name):

@@ -1,10 +1,19 @@
-"""Which examples make up which batch."""
+"""Which examples make up which batch, and images read ahead of their use."""
 
 import functools
+import json
+import os
+from typing import NamedTuple
 
 import numpy as np
 
-STREAM = 3  # of the run's seed; see texts/label_sets.py
+from mlclip_jax.data.images import UnreadableImage
+from mlclip_jax.errors import InputError
+from mlclip_jax.files import replacing
+
+STREAM, AUGMENTATION = 3, 4  # of the run's seed; see texts/label_sets.py
+MAX_SKIPPED = 0.01  # of all images, by default
+SHOWN = 3  # skipped images in a message
 
 
 def batch_indices(seed, step, num_examples, batch_size):
@@ -34,3 +43,198 @@ def batch_indices(seed, step, num_examples, batch_size):
 @functools.lru_cache(maxsize=2)
 def _epoch_order(seed, epoch, num_examples):
     return np.random.default_rng([seed, STREAM, epoch]).permutation(num_examples)
+
+
+class TrainingOrder:
+    """The examples of steps `first` to `end` - 1, one after the other: a sequence of (position, index).
+
+    Of several processes, each takes its own share of every global batch. The position is that in the whole
+    run, step times batch size and so on, from which the randomness of an example follows.
+
+    Args:
+      seed, num_examples, batch_size: as of `batch_indices`.
+      first, end: steps.
+      process, num_processes: whose share; the processes' number must divide the batch.
+    """
+
+    def __init__(self, seed, num_examples, batch_size, first, end, process=0, num_processes=1):
+        if batch_size % num_processes:
+            raise InputError(f"a batch of {batch_size} cannot be split over {num_processes} processes")
+        self._order = seed, num_examples, batch_size
+        self._share = batch_size // num_processes
+        self._first, self._end, self._process = first, end, process
+
+    def __len__(self):
+        return (self._end - self._first) * self._share
+
+    def __getitem__(self, number):
+        step, offset = divmod(number, self._share)
+        step, offset = self._first + step, self._process * self._share + offset
+        seed, num_examples, batch_size = self._order
+        index = _cached_indices(seed, step, num_examples, batch_size)[offset]
+        return step * batch_size + offset, int(index)
+
+
+_cached_indices = functools.lru_cache(maxsize=256)(batch_indices)
+
+
+class OnceOrder:
+    """Examples one after the other, padded to whole batches: a sequence of (position, index or -1).
+
+    Of several processes, each takes its own share of every batch, so that all have as many.
+
+    Args:
+      indices: of the examples, a sequence.
+      batch_size: of the global batch.
+      process, num_processes: whose share; the processes' number must divide the batch.
+    """
+
+    def __init__(self, indices, batch_size, process=0, num_processes=1):
+        if batch_size % num_processes:
+            raise InputError(f"a batch of {batch_size} cannot be split over {num_processes} processes")
+        self._indices, self._batch_size = indices, batch_size
+        self._share, self._process = batch_size // num_processes, process
+
+    def __len__(self):
+        return -(-len(self._indices) // self._batch_size) * self._share
+
+    def __getitem__(self, number):
+        batch, offset = divmod(number, self._share)
+        position = batch * self._batch_size + self._process * self._share + offset
+        return position, int(self._indices[position]) if position < len(self._indices) else -1
+
+
+class Batch(NamedTuple):
+    """Examples, and which they are.
+
+    Attributes:
+      data: dict of arrays (b, ...); zeros where `indices` is -1. Empty if that is everywhere.
+      indices: int (b,), of the examples in their source; -1 where there is none, or one that cannot be read.
+      skipped: pairs (index, reason) of the examples that could not be read.
+    """
+
+    data: dict
+    indices: np.ndarray
+    skipped: tuple
+
+
+def read_batches(source, order, batch_size, prepare, *, replace=False, num_threads=None, num_workers=0):
+    """Reads examples in an order, in batches, ahead of their use; what comes depends on the order alone.
+
+    Args:
+      source: a sequence of `sources.Example`; to ask for one may raise `UnreadableImage`.
+      order: a `TrainingOrder` or `OnceOrder`.
+      batch_size: b, of this process.
+      prepare: `prepare(example, position)` returns a dict of arrays, or raises `UnreadableImage`.
+      replace: whether the next example that can be read takes the place of one that cannot; else its place
+        stays empty.
+      num_threads: that read and prepare; by default one for each core that this process may use.
+      num_workers: processes that do so in place of this one, each with as many threads; 0 for none.
+
+    Yields:
+      `Batch`es.
+    """
+    import grain
+
+    num_threads = num_threads or len(os.sched_getaffinity(0))
+    dataset = grain.MapDataset.source(order).map(_Read(source, prepare, replace))
+    if num_workers:
+        _mark_flags_as_parsed()
+        # Whole batches are dealt out to the processes: single examples would make up others.
+        ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
+        workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+        dataset = dataset.batch(batch_size, batch_fn=_stack).to_iter_dataset(ahead).mp_prefetch(workers)
+    else:
+        ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * batch_size + num_threads)
+        dataset = dataset.to_iter_dataset(ahead).batch(batch_size, batch_fn=_stack)
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+class _Read:
+    """An example of an order: its data, its index and what was skipped. A class, so that it can be sent."""
+
+    def __init__(self, source, prepare, replace):
+        self._source, self._prepare, self._replace = source, prepare, replace
+
+    def __call__(self, position_and_index):
+        position, index = position_and_index
+        skipped = []
+        while index >= 0:
+            try:
+                return self._prepare(self._source[index], position), index, tuple(skipped)
+            except UnreadableImage as error:
+                skipped.append((index, str(error)))
+            replaced = self._replace and len(skipped) < len(self._source)
+            index = (index + 1) % len(self._source) if replaced else -1
+        return None, -1, tuple(skipped)
+
+
+def _stack(examples):
+    indices = np.array([index for _, index, _ in examples])
+    skipped = tuple(pair for _, _, own in examples for pair in own)
+    like = next((data for data, _, _ in examples if data is not None), {})
+    data = {name: np.zeros((len(examples), *np.shape(x)), np.asarray(x).dtype) for name, x in like.items()}
+    for row, (own, _, _) in enumerate(examples):
+        for name, x in (own or {}).items():
+            data[name][row] = x
+    return Batch(data, indices, skipped)
+
+
+def _mark_flags_as_parsed():
+    # Grain's workers take absl's own flags along, which the command line here does not use.
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+class Skipped:
+    """The images that could not be read: counted, listed in a file, and refused above a fraction.
+
+    Args:
+      names: of all images.
+      path: of the report, JSON Lines of `name` and `reason`; or None.
+      max_fraction: of all images.
+
+    Attributes:
+      names: as given.
+      reasons: dict from indices to reasons.
+    """
+
+    def __init__(self, names, path, max_fraction=MAX_SKIPPED):
+        self.names, self.path, self._max_fraction = names, path, max_fraction
+        self.reasons = {}
+
+    def add(self, pairs):
+        """Notes examples by (index, reason).
+
+        Raises:
+          InputError: these are too many; the report is written.
+        """
+        self.reasons.update(pairs)
+        if len(self.reasons) > self._max_fraction * len(self.names):
+            self.write()
+            shown = [f"{self.names[i]} ({why})" for i, why in sorted(self.reasons.items())[:SHOWN]]
+            listed = f"; {self.path} lists them" if self.path else ""
+            raise InputError(
+                f"{len(self.reasons)} of {len(self.names)} images cannot be read, more than "
+                f"--max_skipped={self._max_fraction:g} of them, among them {', '.join(shown)}{listed}"
+            )
+
+    def write(self):
+        """Writes the report, a line for each image, in their order; none where all could be read."""
+        if not self.reasons or self.path is None:
+            return
+        with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for index, reason in sorted(self.reasons.items()):
+                file.write(json.dumps({"name": self.names[index], "reason": reason}) + "\n")
+
+    def __str__(self):
+        listed = f"{self.path} lists them" if self.path else ", ".join(self.names[i] for i in self.reasons)
+        return (
+            f"{len(self.reasons)} of {len(self.names)} images could not be read and were left out: {listed}"
+        )

@@ -150,6 +150,11 @@ class Scenes:
     def __len__(self):
         return self._number
 
+    @property
+    def names(self):
+        """The scenes' numbers."""
+        return range(len(self))
+
     def cut(self, number):
         """The index from which to hold out `number` scenes."""
         return len(self) - number

@@ -1,247 +1,257 @@
-"""Where examples come from: embeddings computed anywhere, folders of images, and CSV files of labels."""
+"""Where images come from: folders and tables here, the layouts of benchmarks in `datasets.py`."""
 
-import contextlib
+import ast
 import csv
+import functools
 import hashlib
 import json
-import struct
-import zipfile
-import zlib
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from mlclip_jax.data.images import printable, read_file
 from mlclip_jax.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# What Pillow raises of files that it cannot decode.
-UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-# What other programs call the arrays of an .npz, in order of preference.
-ARRAY_NAMES = {
-    "vectors": ("embeddings", "image_embeddings", "text_embeddings", "features"),
-    "names": ("names", "filenames"),
-    "labels": ("labels", "targets"),
-    "label_names": ("label_names", "class_names"),
-    "local": ("local", "local_features"),
+# What tables call their columns, in order of preference; capitals, blanks and underscores make no difference.
+COLUMN_NAMES = {
+    "file": ("filename", "filepath", "file", "imagename", "imagepath", "imageid", "image", "name"),
+    "labels": ("labels", "label", "targets", "target", "tags"),
+    "caption": ("caption", "captions", "text"),
+    "split": ("split", "splitname"),
 }
-
-
-class Embeddings(NamedTuple):
-    """Embeddings of N examples and what is known of them.
-
-    Attributes:
-      vectors: float32 `(N, D)`, finite, un-normalised.
-      names: N names (file names, texts, or classes), or None.
-      labels: int8 `(N, K)` in {1, 0, -1}, or None.
-      label_names: K names, or None.
-      origin: what made them, or None: the fingerprint of a backbone (see `weights.fingerprint`), with the
-        `image_size` of images or the `template` of texts.
-      local: local features, float32 `(N, T, D)`, finite, un-normalised, or None.
-    """
-
-    vectors: np.ndarray
-    names: tuple | None = None
-    labels: np.ndarray | None = None
-    label_names: tuple | None = None
-    origin: dict | None = None
-    local: np.ndarray | None = None
 
 
 class Example(NamedTuple):
     """An image and what is known of it.
 
     Attributes:
-      image: uint8 `(h, w, 3)`, a `PIL.Image`, or a path.
+      image: the bytes of its file; or a path, uint8 `(h, w, 3)`, or a `PIL.Image`.
       labels: int8 `(K,)` in {1, 0, -1}.
-      caption: a sentence about the image.
+      caption: a sentence about the image, or None.
+      name: of the image, or None.
     """
 
-    image: np.ndarray | Image.Image | Path
+    image: bytes | np.ndarray | Image.Image | Path
     labels: np.ndarray
-    caption: str
+    caption: str | None = None
+    name: str | None = None
 
 
-class CaptionedImages:
-    """A sequence of `Example`s: images in a folder, and a CSV of their captions.
+class Source:
+    """A sequence of `Example`s: N images with what is known of them. An image is read when it is asked for.
 
     Args:
-      folder: of the images.
-      table: CSV with the columns `filename` (below the folder) and `caption`, and perhaps `labels` (names
-        joined by `|`). A file may have several rows, one for each of its captions.
+      title: what this is, for people.
+      names: of the images, N strings; an image may be there several times, with several captions.
+      read: called with an index, returns the bytes of its file or raises `images.UnreadableImage`.
+      labels: int8 `(N, K)` in {1, 0, -1}; or None, for K = 0.
+      label_names: K strings.
+      captions: N strings, or None.
+      remarks: strings: what was kept and what was left out, with counts.
 
-    Attributes:
-      label_names: K names, sorted; none where the table has no column of labels.
-      digest: SHA-256 of the table's rows.
-
-    Raises:
-      InputError: the table cannot be read, is no such table, or names a file that is not there.
+    Attributes: as the arguments, and
+      digest: SHA-256 of names, labels and captions.
     """
 
-    def __init__(self, folder, table):
-        self._folder = Path(folder)
-        by_file = {}  # the rows of one image are neighbours, wherever the table has them
-        for row in _read_rows(table, ("filename", "caption")):
-            by_file.setdefault(row["filename"], []).append(row)
-        self._rows = [row for rows in by_file.values() for row in rows]
-        self.digest = hashlib.sha256(json.dumps(self._rows).encode()).hexdigest()
-        missing = [row["filename"] for row in self._rows if not (self._folder / row["filename"]).is_file()]
-        if missing:
-            raise InputError(
-                f"{table}: {len(missing)} of {len(self._rows)} files are not in {folder}, "
-                f"the first {missing[0]}"
-            )
-        labels = [_split_labels(row.get("labels") or "") for row in self._rows]
-        self.label_names = tuple(sorted(set().union(*labels)))
-        columns = {label: k for k, label in enumerate(self.label_names)}
-        self._labels = np.zeros((len(self._rows), len(columns)), np.int8)
-        for row, present in zip(self._labels, labels):
-            row[[columns[label] for label in present]] = 1
+    def __init__(self, title, names, read, *, labels=None, label_names=(), captions=None, remarks=()):
+        self.title = title
+        self.names = tuple(names)
+        self.read = read
+        self.labels = np.zeros((len(self.names), 0), np.int8) if labels is None else labels
+        self.label_names = tuple(label_names)
+        self.captions = None if captions is None else tuple(captions)
+        self.remarks = tuple(remarks)
+        if not self.names:
+            raise InputError(f"{title} holds no image")
 
     def __len__(self):
-        return len(self._rows)
+        return len(self.names)
+
+    def __getitem__(self, index):
+        caption = None if self.captions is None else self.captions[index]
+        return Example(self.read(index), self.labels[index], caption, self.names[index])
+
+    @functools.cached_property
+    def digest(self):
+        known = json.dumps([self.names, self.label_names, self.captions])
+        return hashlib.sha256(known.encode() + np.ascontiguousarray(self.labels).tobytes()).hexdigest()
+
+    def select(self, indices, title=None):
+        """The examples of these indices, in this order, as a source of their own."""
+        indices = [int(i) for i in indices]
+        return Source(
+            title or self.title,
+            [self.names[i] for i in indices],
+            lambda index: self.read(indices[index]),
+            labels=self.labels[indices],
+            label_names=self.label_names,
+            captions=None if self.captions is None else [self.captions[i] for i in indices],
+            remarks=self.remarks,
+        )
 
     def cut(self, number):
-        """The index from which to hold out at least `number` examples, so that no image is on both sides."""
+        """The index from which to hold out at least `number` examples, so that no image is on both sides.
+
+        The rows of one image must be neighbours, as those of `read_table` are.
+        """
         start = len(self) - number
-        names = [row["filename"] for row in self._rows]
-        while 0 < start < len(self) and names[start] == names[start - 1]:
+        while 0 < start < len(self) and self.names[start] == self.names[start - 1]:
             start -= 1
         return start
 
-    def __getitem__(self, index):
-        row = self._rows[index]
-        return Example(self._folder / row["filename"], self._labels[index], row["caption"])
+
+def read_files(title, folder, names, **known):
+    """A `Source` of files below a folder, by their paths in it."""
+    paths = [Path(folder) / name for name in names]
+    return Source(title, map(printable, names), lambda index: read_file(paths[index]), **known)
 
 
-def read_embeddings(path):
-    """Reads a `.npy` of shape (N, D), or an `.npz` whose arrays are named as in `ARRAY_NAMES`.
-
-    An .npz with a single two-dimensional float array needs no particular name for it.
+def read_folder(folder):
+    """A `Source` of the images below a folder, sorted by path, unlabelled.
 
     Raises:
-      InputError: the file is missing or damaged, holds no embeddings, holds NaN or infinity, or its
-        arrays' shapes do not fit one another.
+      InputError: there is no such folder, or no image in it.
     """
-    arrays = read_arrays(path)
-    origin = _checked_origin(arrays.pop("origin", None))
-    vectors = _named(arrays, "vectors")
-    if vectors is None:
-        matrices = [a for a in arrays.values() if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)]
-        vectors = matrices[0] if len(matrices) == 1 else None
-    if vectors is None or vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
-        found = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
-        raise InputError(f"{path} holds no float array (N, D) named {_accepted('vectors')}; it holds {found}")
-    if not len(vectors):
-        raise InputError(f"{path} holds no embeddings: its array has shape {vectors.shape}")
-    vectors = _finite(path, vectors)
-    local = _named(arrays, "local")
-    if local is not None:
-        if local.ndim != 3 or len(local) != len(vectors) or not np.issubdtype(local.dtype, np.floating):
-            got = f"{local.dtype}{list(local.shape)}"
-            raise InputError(f"{path}: {_accepted('local')} must be floats ({len(vectors)}, T, D); got {got}")
-        local = _finite(path, local)
-    names, label_names = (_checked_names(path, arrays, what) for what in ("names", "label_names"))
-    labels = _named(arrays, "labels")
-    if label_names is not None and len(set(label_names)) != len(label_names):
-        raise InputError(f"{path} names a label twice; every column of labels needs its own name")
-    if names is not None and len(names) != len(vectors):
-        raise InputError(f"{path}: {len(names)} names for {len(vectors)} embeddings")
-    if labels is not None:
-        labels = _checked_labels(path, labels, len(vectors), label_names)
-    return Embeddings(
-        vectors,
-        names=names,
-        labels=labels,
-        label_names=label_names,
-        origin=origin,
-        local=local,
-    )
+    images, others = list_images(folder)
+    remarks = []
+    if others:
+        listed = ", ".join(printable(path.name) for path in others[:4]) + (", ..." if len(others) > 4 else "")
+        remarks.append(f"{len(others)} files are no images and were left out: {listed}")
+    names = [image.relative_to(folder).as_posix() for image in images]
+    return read_files(printable(folder), folder, names, remarks=remarks)
 
 
 def list_images(folder):
     """The image files below a folder, sorted by path, and the files there that are not images.
+
+    Judged by their names alone; a directory or a pipe with the name of an image is among the images.
 
     Raises:
       InputError: there is no such folder, or no image in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"no such folder of images: {folder}")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+        raise InputError(f"no such folder of images: {printable(folder)}")
+    images, others = [], []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(path)
+        elif not path.is_dir():
+            others.append(path)
     if not images:
-        raise InputError(f"no image in {folder}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return images, [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
+        looked_for = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"no image in {printable(folder)}: looked for {looked_for}")
+    return images, others
 
 
-def read_image(path):
-    """Decodes a file to an upright 8-bit RGB `PIL.Image`, see `upright_rgb`.
+def read_table(path, *, images=None, split=None, suffix="", separator=None, names=None, absent=0):
+    """A `Source` of the images that a table lists, with labels, captions, or both.
+
+    The columns are found by their names, see `COLUMN_NAMES`. Labels are in one column, or else in a column
+    for each label, of 1 present, 0 absent and -1 unknown. An image may have several rows, one for each of
+    its captions; they become neighbours. MMM-CLIP's and MultiCLIP's files are such tables, ASL's of NUS-WIDE,
+    and, with `absent=-1`, hellowangqian's of VOC.
+
+    Args:
+      path: `.csv`, `.tsv`, `.jsonl` (an object per line) or `.json` (a list of objects). Quotes within the
+        last cell of a row of a CSV need not be escaped.
+      images: folder of the files; by default the table's own.
+      split: the rows to take, by their column `split` or `split_name`; None: all. The labels are those of
+        the whole table, so that all its splits have the same.
+      suffix: what to add to the files' names, ".jpg" for names without one.
+      separator: between labels in one cell; by default a bar, or blanks where all labels are numbers. A cell
+        may also hold a list, ['cat', 'dog'], or of a 1, 0 or -1 for each label, which are then numbered.
+      names: JSON file of an object from labels as they are in the table to their names; others are left out.
+      absent: 0; or -1 in tables in which that is absent, and 0 unknown, as in PASCAL VOC's own lists.
 
     Raises:
-      InputError: the file cannot be read as an image.
+      InputError: the table cannot be read, or is no such table.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return upright_rgb(image)
-    except UNREADABLE as error:
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "no image format is recognised" if unknown else getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read image {path}: {reason}; repair or remove it") from error
-
-
-def upright_rgb(image):
-    """A `PIL.Image` of any mode as an upright one in 8-bit RGB.
-
-    Turned by its EXIF orientation. 16-bit grey is scaled by 255 / 65535 (Pillow itself would clip it); CMYK
-    and palettes are converted as Pillow does it; transparency is dropped, and what lies below it shows.
-
-    Raises:
-      ValueError: its pixels are floating-point numbers, whose range nothing tells.
-    """
-    with contextlib.suppress(struct.error):  # a damaged EXIF block turns nothing, and loses nothing
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    elif "transparency" in image.info:
-        image = image.convert("RGBA")  # to RGB at once, Pillow warns about a palette's transparency
-    return image.convert("RGB")
+    if absent not in (0, -1):
+        raise InputError(f"absent={absent!r} is not what tables have for absent labels: give 0 or -1")
+    rows, remarks = _read_rows(path)
+    columns = _find_columns(path, rows[0])
+    labels, label_names = _table_labels(path, rows, columns, separator)
+    if names is not None:
+        labels, label_names = _renamed(names, labels, label_names)
+    if absent == -1 and not np.any(labels == -1):
+        raise InputError(f"{path} has no label of -1, so absent=-1 cannot be; leave it out")
+    if absent == -1:
+        labels = np.where(labels == 1, labels, -1 - labels)
+    elif np.sum(labels == -1) > np.sum(labels == 0):
+        remarks.append("most labels are -1, which is unknown; where it means absent, give absent=-1")
+    taken = range(len(rows))
+    if "split" in columns and split is not None:
+        there = [str(row[columns["split"]]) for row in rows]
+        taken = [i for i in taken if there[i] == split]
+        if not taken:
+            raise InputError(f"{path} has no split {split!r}; it has {', '.join(sorted(set(there)))}")
+    elif split is not None:
+        raise InputError(f"{path} has no column that names splits, so split={split} cannot be taken")
+    by_file = {}
+    for i in taken:  # the rows of one image become neighbours, wherever the table has them
+        by_file.setdefault(str(rows[i][columns["file"]]), []).append(i)
+    taken = [i for own in by_file.values() for i in own] if "caption" in columns else list(taken)
+    rows, labels = [rows[i] for i in taken], labels[taken]
+    repeated = sum(len(own) > 1 for own in by_file.values())
+    if repeated:
+        remarks.append(f"{repeated} files have several rows, each of which is an example")
+    captions = [str(row[columns["caption"]]) for row in rows] if "caption" in columns else None
+    title = f"{path}" if split is None else f"{path}, split={split}"
+    files = [f"{row[columns['file']]}{suffix}" for row in rows]
+    folder = Path(path).parent if images is None else images
+    return read_files(
+        title, folder, files, labels=labels, label_names=label_names, captions=captions, remarks=remarks
+    )
 
 
 def read_labels(path, names, label_names):
-    """Labels from a CSV with the columns `filename` and `labels` (names joined by `|`, or none).
+    """Labels of images by name, from a table; see `read_table`.
 
     Args:
-      path: the CSV file; rows of files that are not in `names` are left out.
-      names: the N examples' file names, as the CSV has them.
+      path: the table; rows of files that are not in `names` are left out.
+      names: the N images' file names, as the table has them.
       label_names: the K labels to read into columns.
 
     Returns:
-      int8 `(N, K)` of 1 and 0.
+      int8 `(N, K)` of 1, 0 and -1.
 
     Raises:
-      InputError: the file is no such CSV, lacks a row for one of the examples, has two different rows for
+      InputError: the file is no such table, lacks a row for one of the examples, has two different rows for
         one, or holds a label that is not in `label_names`.
     """
-    rows = _read_label_rows(path)
-    missing = [name for name in names if name not in rows]
+    table = read_table(path)
+    if not table.label_names:
+        raise InputError(f"{path} needs a column of labels, or a column for each label")
+    row_of = {}
+    for row, name in enumerate(table.names):
+        if not np.array_equal(table.labels[row_of.setdefault(name, row)], table.labels[row]):
+            raise InputError(f"{path} has two different rows for {name}")
+    missing = [name for name in names if name not in row_of]
     if missing:
         raise InputError(
             f"{path} has no row for {len(missing)} of {len(names)} images, the first {missing[0]}"
         )
-    column = {label: k for k, label in enumerate(label_names)}
-    labels = np.zeros((len(names), len(label_names)), np.int8)
-    for row, name in zip(labels, names):
-        for label in rows[name]:
-            if label not in column:
-                raise InputError(f"{path}: label {label!r} of {name} is not one of the {len(column)} labels")
-            row[column[label]] = 1
-    return labels
+    labels = table.labels[[row_of[name] for name in names]]
+    for label, column in zip(table.label_names, labels.T):
+        if label not in label_names and np.any(column == 1):
+            name = names[int(np.argmax(column == 1))]
+            raise InputError(f"{path}: label {label!r} of {name} is not one of the {len(label_names)} labels")
+    return labels_in_order(labels, table.label_names, label_names)
+
+
+def labels_in_order(labels, given, wanted):
+    """Columns of labels `(N, len(given))` as those of other names `(N, len(wanted))`; unnamed ones are 0."""
+    column = {name: k for k, name in enumerate(given)}
+    ordered = np.zeros((len(labels), len(wanted)), np.int8)
+    for k, name in enumerate(wanted):
+        if name in column:
+            ordered[:, k] = labels[:, column[name]]
+    return ordered
 
 
 def read_lines(path):
@@ -250,116 +260,183 @@ def read_lines(path):
     Raises:
       InputError: the file cannot be read, or holds no line.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    lines = [line.strip() for line in lines if line.strip()]
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not lines:
         raise InputError(f"{path} holds no line of text")
     return lines
 
 
-def read_arrays(path):
-    """The arrays of an `.npz` by name, or that of an `.npy` under the first of `ARRAY_NAMES`.
+def read_text(path):
+    """A UTF-8 text file.
 
     Raises:
-      InputError: the file is missing or damaged, is neither, or holds Python objects.
+      InputError: the file cannot be read.
     """
     try:
-        with Path(path).open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)  # a pickle could run code
-            if isinstance(loaded, np.ndarray):
-                return {ARRAY_NAMES["vectors"][0]: loaded}
-            return {name: loaded[name] for name in loaded.files}
-    except FileNotFoundError:
-        raise InputError(f"no such file of embeddings: {path}") from None
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"cannot read {path} as .npy or .npz: {error}") from error
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_json(path):
+    """The content of a JSON file.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    try:
+        return json.loads(read_text(path))
     except ValueError as error:
-        raise InputError(
-            f"cannot read {path} as .npy or .npz: it is neither, or holds Python objects"
-        ) from error
+        raise InputError(f"cannot read {path} as JSON: {error}") from error
 
 
-def _finite(path, vectors):
-    vectors = vectors.astype(np.float32, copy=False)
-    bad_rows = np.flatnonzero(~np.isfinite(vectors).reshape(len(vectors), -1).all(axis=1))
-    if len(bad_rows):
-        raise InputError(
-            f"{path}: {len(bad_rows)} of {len(vectors)} embeddings hold NaN or infinity, the first in row "
-            f"{bad_rows[0]}; remove those rows or compute them again"
-        )
-    return vectors
+def _read_rows(path):
+    """The rows of a table, a list of dicts with the same keys, and remarks."""
+    suffix, remarks = Path(path).suffix.lower(), []
+    if suffix in (".jsonl", ".json"):
+        if suffix == ".json":
+            rows = read_json(path)
+        else:
+            try:
+                rows = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
+            except ValueError as error:
+                raise InputError(f"cannot read {path} as JSON Lines: {error}") from error
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError(f"{path} must hold objects, one for each image")
+    else:
+        rows, loose = _read_csv(path)
+        if loose:
+            remarks.append(f"{loose} rows have quotes that are not escaped, and were read by their commas")
+    if not rows:
+        raise InputError(f"{path} lists no image")
+    for number, row in enumerate(rows):
+        if row.keys() != rows[0].keys():
+            differing = ", ".join(map(str, row.keys() ^ rows[0].keys()))
+            raise InputError(f"{path}, row {number + 1} has other columns than the first: {differing}")
+    return rows, remarks
 
 
-def _named(arrays, what):
-    return next((arrays[name] for name in ARRAY_NAMES[what] if name in arrays), None)
-
-
-def _accepted(what):
-    return " or ".join(ARRAY_NAMES[what])
-
-
-def _checked_names(path, arrays, what):
-    """Names as a tuple of strings, or None; bytes are read as UTF-8."""
-    names = _named(arrays, what)
-    if names is None:
-        return None
-    if names.ndim != 1 or names.dtype.kind not in "US":
-        got = f"{names.dtype}{list(names.shape)}"
-        raise InputError(f"{path}: {_accepted(what)} must be a row of strings; got {got}")
-    return tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names)
-
-
-def _checked_origin(array):
-    """The fingerprint that `write_embeddings` stored; None for whatever others call origin."""
+def _read_csv(path):
+    """The rows of a CSV, and how many were read by their commas because their quotes were not in order."""
+    lines = [line + "\n" for line in read_text(path).strip("\n").split("\n")]  # at no other line breaks
+    delimiter = "\t" if "\t" in lines[0] else ","
     try:
-        origin = json.loads(str(array))
-        return origin if {"name", "revision", "sha256"} <= origin.keys() else None
-    except (AttributeError, json.JSONDecodeError):
-        return None
+        cells, loose = [row for row in csv.reader(lines, delimiter=delimiter, strict=True) if row], 0
+    except csv.Error:
+        cells, loose = _read_loose_csv(path, lines, delimiter)
+    if not cells:
+        return [], 0
+    header, *rows = cells
+    for number, row in enumerate(rows):
+        if len(row) != len(header):
+            raise InputError(
+                f"{path}, row {number + 1} ({row[0]}) has not one cell per column; "
+                "join labels by |, and quote a cell that holds a comma"
+            )
+    return [dict(zip(header, row)) for row in rows], loose
 
 
-def _checked_labels(path, labels, num_examples, label_names):
-    if labels.ndim != 2 or len(labels) != num_examples:
-        raise InputError(f"{path}: labels have shape {labels.shape}, expected ({num_examples}, K)")
-    if label_names is not None and len(label_names) != labels.shape[1]:
-        raise InputError(f"{path}: {len(label_names)} label names for {labels.shape[1]} columns of labels")
-    if labels.dtype.kind not in "biuf" or not np.isin(labels, (1, 0, -1)).all():
-        raise InputError(
-            f"{path}: labels must be 1 present, 0 absent or -1 unknown; got {labels.flat[0]} and others"
-        )
-    return labels.astype(np.int8)
+def _read_loose_csv(path, lines, delimiter):
+    """As `csv.reader`, and last cells in quotes may hold quotes that are not escaped; and how many do."""
+    header = next(csv.reader(lines[:1], delimiter=delimiter))
+    cells, loose, lines = [header], 0, iter(lines[1:])
+    for line in lines:
+        if not line.strip():
+            continue
+        *first, last = line.split(delimiter, len(header) - 1)
+        quoted = len(first) == len(header) - 1 and last.startswith('"')
+        while quoted and not last[1:].rstrip().endswith('"'):  # it holds a line break
+            following = next(lines, None)
+            if following is None:
+                raise InputError(f"cannot read {path}, row {len(cells)}: a quote is opened, and never closed")
+            last += following
+        try:
+            cells += csv.reader([delimiter.join([*first, last])], delimiter=delimiter, strict=True)
+        except csv.Error as error:
+            if not quoted:
+                raise InputError(f"cannot read {path}, row {len(cells)} as CSV: {error}") from error
+            first = next(csv.reader([delimiter.join(first)], delimiter=delimiter))
+            cells.append([*first, last.rstrip()[1:-1].replace('""', '"')])
+            loose += 1
+    return cells, loose
 
 
-def _read_label_rows(path):
-    rows = {}
-    for row in _read_rows(path, ("filename", "labels")):
-        labels = _split_labels(row["labels"])
-        if rows.setdefault(row["filename"], labels) != labels:
-            raise InputError(f"{path} has two different rows for {row['filename']}")
-    return rows
+def _find_columns(path, row):
+    """What a table calls its columns: a dict with some of the keys of `COLUMN_NAMES`."""
+    plain = {str(column).lower().replace("_", "").replace(" ", ""): column for column in reversed(row)}
+    columns = {}
+    for what, accepted in COLUMN_NAMES.items():
+        found = next((plain[name] for name in accepted if name in plain), None)
+        if found is not None:
+            columns[what] = found
+    if "file" not in columns:
+        wanted = ", ".join(COLUMN_NAMES["file"])
+        raise InputError(f"{path} needs a column of files, one of {wanted}; it has {', '.join(row)}")
+    return columns
 
 
-def _split_labels(cell):
-    return {label.strip() for label in cell.split("|") if label.strip()}
+def _table_labels(path, rows, columns, separator):
+    """Labels int8 (N, K), and their names; K = 0 where the table has none."""
+    if "labels" in columns:
+        cells = [_list_of(path, row[columns["labels"]]) for row in rows]
+        if (labels := _label_columns(cells)) is not None:
+            return labels, [str(k) for k in range(labels.shape[1])]
+        numbers = all(isinstance(cell, str) and cell.replace(" ", "").isdigit() for cell in cells if cell)
+        separator = separator or (" " if numbers else "|")
+        present = [_split_labels(cell, separator) for cell in cells]
+        label_names = sorted(set().union(*present), key=lambda name: (not name.isdigit(), len(name), name))
+        if not all(name.isdigit() for name in label_names):
+            label_names.sort()
+        column = {label: k for k, label in enumerate(label_names)}
+        labels = np.zeros((len(rows), len(column)), np.int8)
+        for row, own in zip(labels, present):
+            row[[column[label] for label in own]] = 1
+        return labels, label_names
+    others = [key for key in rows[0] if key not in columns.values()]
+    values = {key: [str(row[key]).strip() for row in rows] for key in others}
+    label_names = [key for key in others if set(values[key]) <= {"1", "0", "-1"}]
+    names = [key.strip() for key in label_names]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise InputError(f"{path} has two columns of the label {repeated[0]!r}")
+    labels = np.array([values[key] for key in label_names], np.int8).reshape(len(names), len(rows)).T
+    return np.ascontiguousarray(labels), names
 
 
-def _read_rows(path, columns):
-    """The rows of a CSV, as dicts, that has these columns."""
+def _list_of(path, cell):
+    """A cell, or the list that is written in it."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
+        return cell
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            if not set(columns) <= set(reader.fieldnames or ()):
-                wanted = " and ".join(columns)
-                raise InputError(f"{path} needs the columns {wanted}; it has {reader.fieldnames}")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: {row['filename']} has not one cell per column; "
-                        "join labels by |, and quote a cell that holds a comma"
-                    )
-                yield row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        return ast.literal_eval(cell.strip())
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: {cell!r:.60} is no list of labels") from error
+
+
+def _label_columns(cells):
+    """Labels int8 (N, K) of cells that are lists of a 1, 0 or -1 for each label; None of any others."""
+    if not all(isinstance(cell, list) and len(cell) == len(cells[0]) for cell in cells):
+        return None
+    if not all(type(value) is int and -1 <= value <= 1 for cell in cells for value in cell):
+        return None
+    if all(len(set(cell)) == len(cell) for cell in cells):  # no value twice: these may be names of labels
+        return None
+    return np.array(cells, np.int8)
+
+
+def _split_labels(cell, separator):
+    """A cell's labels: those of a list, or names with a separator between them."""
+    cells = cell if isinstance(cell, list) else str(cell if cell is not None else "").split(separator)
+    return {str(label).strip() for label in cells if str(label).strip()}
+
+
+def _renamed(path, labels, label_names):
+    """Labels by other names, from a JSON object of old to new ones; those that it leaves out are dropped."""
+    new_names = read_json(path)
+    if not isinstance(new_names, dict):
+        raise InputError(f'{path} must hold an object from labels to names, {{"1": "person"}}')
+    missing = [name for name in new_names if name not in label_names]
+    if missing:
+        raise InputError(f"{path} names labels that no image has, such as {missing[0]!r}")
+    kept = [k for k, name in enumerate(label_names) if name in new_names]
+    return labels[:, kept], [str(new_names[label_names[k]]) for k in kept]

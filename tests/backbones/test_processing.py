@@ -18,7 +18,7 @@ from mlclip_jax.backbones.processing import (
     timm_processor,
     transformers_processor,
 )
-from mlclip_jax.data.sources import read_image, upright_rgb
+from mlclip_jax.data.images import read_image, upright_rgb
 
 
 def reference_pixels(folder, pictures):

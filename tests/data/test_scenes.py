@@ -13,8 +13,9 @@ from PIL import ImageFont
 from mlclip_jax import InputError
 from mlclip_jax.cli import main
 from mlclip_jax.data import scenes as world
+from mlclip_jax.data.images import read_image
 from mlclip_jax.data.scenes import DEFAULT, LABELS, OTHER_LABELS, Difficulty, Scenes, write_scenes
-from mlclip_jax.data.sources import CaptionedImages, read_image, read_labels
+from mlclip_jax.data.sources import read_labels, read_table
 from mlclip_jax.texts.templates import noun_phrase
 
 ALL = LABELS + OTHER_LABELS
@@ -84,7 +85,7 @@ difficulties = st.builds(
 )
 def test_any_world_has_whole_scenes(seed, index, difficulty, side, partial):
     scenes = Scenes(seed, 2**32, label_names=ALL, difficulty=difficulty, side=side, partial=partial)
-    image, labels, caption = scenes[index]
+    image, labels, caption, _ = scenes[index]
     assert image.shape == (side, side, 3)
     assert image.dtype == np.uint8
     assert labels.dtype == np.int8
@@ -170,7 +171,7 @@ def test_written_as_jpeg_the_scenes_stay_what_they_are(tmp_path):
         assert np.abs(pixels - scene.image).mean() < 4
     labels = read_labels(tmp_path / "labels.csv", [file.name for file in files], LABELS)
     np.testing.assert_array_equal(labels, [scene.labels for scene in scenes])
-    captioned = CaptionedImages(tmp_path / "images", tmp_path / "labels.csv")
+    captioned = read_table(tmp_path / "labels.csv", images=tmp_path / "images")
     assert [example.caption for example in captioned] == [scene.caption for scene in scenes]
     columns = [LABELS.index(name) for name in captioned.label_names]
     np.testing.assert_array_equal([e.labels for e in captioned], [scene.labels[columns] for scene in scenes])

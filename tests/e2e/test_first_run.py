@@ -11,7 +11,7 @@ from tiny_models import RN50, case_weights, write_settings, write_weights
 
 from mlclip_jax import evaluate
 from mlclip_jax.cli import main
-from mlclip_jax.data.sources import read_embeddings
+from mlclip_jax.data.embeddings import read_embeddings
 from mlclip_jax.examples import read_images
 from mlclip_jax.runs import read_run
 
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 
 def test_trained_on_texts_it_ranks_photographs_better_than_cosine(run):
     runs = [read_run(run)]
-    images = read_images({"embeddings": EMBEDDINGS}, runs[0]["class_texts"], None)
+    images = read_images({"embeddings": EMBEDDINGS}, runs[0]["class_texts"], None, None)
     comparison = evaluate.compare(runs, images, num_samples=200)
     rows = {(row["method"], row["scoring"]): row for row in comparison["rows"]}
     # Computed apart from this package, with scikit-learn.

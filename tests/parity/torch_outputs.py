@@ -78,7 +78,7 @@ def load(layout, config, folder, **settings):
 
 def torch_outputs(model, layout, backbone, pictures, texts=TEXTS):
     """What `tiny_models.outputs_of` gives, by torch. Pixels and token ids are the backbone's."""
-    pixels = backbone._image_processor.normalise(backbone.pixels(pictures))
+    pixels = backbone.image_processor.normalise(backbone.pixels(pictures))
     pixels = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         outputs = dict(zip(("image", "image_local"), _image(model, layout, pixels)))

@@ -1,0 +1,62 @@
+"""`mlclip embed` as a real process, killed without warning: it goes on, and nothing is lost or repeated."""
+
+import re
+
+import numpy as np
+from PIL import Image
+from processes import finish, kill_when, start
+from tiny_clip import write_clip
+
+from mlclip_jax.data.embeddings import read_embeddings
+
+NUMBER = 600
+
+
+def test_killed_three_times_it_ends_the_same(tmp_path):
+    clip = write_clip(tmp_path / "clip")
+    (tmp_path / "images").mkdir()
+    random = np.random.default_rng(0)
+    lines = ["filename,labels"]
+    for i in range(NUMBER):
+        Image.fromarray(random.integers(0, 256, (120, 160, 3), np.uint8)).save(
+            tmp_path / f"images/{i:03}.jpg"
+        )
+        lines.append(f"{i:03}.jpg,{'odd' if i % 2 else 'even'}")
+    for i in (17, 300):
+        (tmp_path / f"images/{i:03}.jpg").write_bytes(b"")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    command = ["embed", f"--backbone={clip}", "--batch_size=8", "--shard_rows=16", "--local"]
+    command.append(f"--images=table:{tmp_path / 'labels.csv'},images={tmp_path / 'images'}")
+    finish([*command, f"--output={tmp_path / 'undisturbed'}"])
+
+    out = tmp_path / "out"
+
+    def done():
+        return len(list(out.glob("metadata/*.parquet")))
+
+    process = start([*command, f"--output={out}"])
+    kill_when(process, lambda: (out / "manifest.json").is_file())  # before any shard
+    kill_when(start([*command, f"--output={out}"]), lambda: done() >= 3)
+    before = done()
+    kill_when(  # while one is written
+        start([*command, f"--output={out}"]), lambda: done() >= before + 2 and any(out.rglob(".*.tmp"))
+    )
+    assert 5 <= done() < NUMBER / 16
+    kept = {path: path.read_bytes() for path in out.glob("metadata/*.parquet")}
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*/*.npy")}
+    last = finish([*command, f"--output={out}"])
+    assert re.search(rf"{16 * len(kept)} of {NUMBER} images were embedded before", last)
+    assert f"{NUMBER - 2} embeddings" in last
+
+    ended, expected = read_embeddings(out), read_embeddings(tmp_path / "undisturbed")
+    for name in ("vectors", "local", "labels"):
+        np.testing.assert_array_equal(getattr(ended, name), getattr(expected, name))
+    assert ended.names == expected.names
+    assert ended.names == tuple(f"{i:03}.jpg" for i in range(NUMBER) if i not in (17, 300))
+    assert (out / "skipped.jsonl").read_text() == (tmp_path / "undisturbed/skipped.jsonl").read_text()
+    for path, content in kept.items():  # what was finished is not made again
+        assert path.read_bytes() == content
+        number = path.stem.rpartition("_")[2]
+        vectors = out / f"img_emb/img_emb_{number}.npy"
+        assert vectors.stat().st_mtime_ns == times[vectors]
+    assert not list(out.rglob("*.tmp"))
