@@ -33,22 +33,24 @@ def get_config(variant="fc"):
     published = variant.endswith("published")
     config = ConfigDict()
     config.seed = 0
+    config.max_skipped = 0.01  # fraction of the images that may be unreadable
     config.backbone = placeholder(str)  # folder or hub name
     config.encoding = ConfigDict()  # how the backbone computes; what is left empty, it decides
     config.encoding.dtype = ""  # "float32" or "bfloat16"; by default float32 on CPUs, bfloat16 elsewhere
     config.encoding.image_size = ""  # "448", or "448x336" for height and width; by default its own
     config.encoding.resize = ""  # "crop" or "squash"; by default its own
+    config.encoding.decode = ""  # "full" (default), or "reduced": JPEG files faster, and nearly the same
     config.encoding.positions = ""  # of a CLIP ResNet: "pooled" (default), "all" or "none"
     config.encoding.shard_parameters = False  # split over the devices, for large models
 
     config.texts = ConfigDict()
-    config.texts.labels = placeholder(str)  # text file, a label per line
+    config.texts.labels = placeholder(str)  # text file, a label per line; by default the images' own
 
     # Images to train on.
     config.examples = ConfigDict()
-    config.examples.embeddings = placeholder(str)  # .npz or .npy, a row per image
-    config.examples.images = placeholder(str)  # or a folder of images
-    config.examples.labels = placeholder(str)  # .csv, unless the .npz holds labels
+    config.examples.embeddings = placeholder(str)  # a file or a folder, a row per image
+    config.examples.images = placeholder(str)  # or a folder of images, or "voc:FOLDER,split=trainval"
+    config.examples.labels = placeholder(str)  # a table, where these have no labels
 
     # Images to score; left empty, the run only trains.
     config.evaluation = ConfigDict()

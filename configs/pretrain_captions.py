@@ -20,7 +20,6 @@ def get_config():
     config.images = ConfigDict()
     config.images.source = placeholder(str)  # "table:captions.csv,images=photographs", or a dataset
     config.images.augment = ""  # "random_resized_crop,flip,cutout,rand_augment", or some of them
-    config.max_skipped = 0.01  # fraction of the images that may be unreadable
     config.evaluation.number = 100
     config.model.text_config.max_position_embeddings = 77
     config.vocabulary = 8_000

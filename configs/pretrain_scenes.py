@@ -19,6 +19,7 @@ def get_config(variant="full"):
         raise InputError(f"recipe pretrain_scenes has no variant {variant!r}; it has full and short")
     config = ConfigDict()
     config.seed = 0
+    config.max_skipped = 0.01  # fraction of the images that may be unreadable
 
     config.scenes = ConfigDict()  # see data/scenes.py
     config.scenes.seed = 1_000_000

@@ -37,6 +37,7 @@ def get_config(variant="embeddings"):
     variant, loss = read_variant("tai", variant, VARIANTS, "binary_cross_entropy")
     config = ConfigDict()
     config.seed = 0
+    config.max_skipped = 0.01  # fraction of the images that may be unreadable
 
     config.texts = ConfigDict()
     config.texts.number = 10_000
@@ -49,16 +50,17 @@ def get_config(variant="embeddings"):
         config.encoding.dtype = ""  # "float32" or "bfloat16"; by default float32 on CPUs, bfloat16 elsewhere
         config.encoding.image_size = ""  # "448", or "448x336" for height and width; by default its own
         config.encoding.resize = ""  # "crop" or "squash"; by default its own
+        config.encoding.decode = ""  # "full" (default), or "reduced": JPEG files faster, and nearly the same
         config.encoding.positions = ""  # of a CLIP ResNet: "pooled" (default), "all" or "none"
         config.encoding.shard_parameters = False  # split over the devices, for large models
-        config.texts.labels = placeholder(str)  # text file, a label per line
+        config.texts.labels = placeholder(str)  # text file, a label per line; by default the images' own
 
     # Images to score; left empty, the run only trains.
     config.evaluation = ConfigDict()
-    config.evaluation.embeddings = placeholder(str)  # .npz or .npy, a row per image
+    config.evaluation.embeddings = placeholder(str)  # a file or a folder, a row per image
     if variant == "templates":
-        config.evaluation.images = placeholder(str)  # or a folder of images
-    config.evaluation.labels = placeholder(str)  # .csv, unless the .npz holds labels
+        config.evaluation.images = placeholder(str)  # or a folder of images, or "voc:FOLDER,split=test"
+    config.evaluation.labels = placeholder(str)  # a table, where these have no labels
 
     config.perturbation = ConfigDict()
     config.perturbation.radius = 12.0  # in units of the un-normalised embedding

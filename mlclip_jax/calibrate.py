@@ -18,6 +18,7 @@ from mlclip_jax.calibration import (
 )
 from mlclip_jax.errors import InputError
 from mlclip_jax.examples import read_images
+from mlclip_jax.features import define_max_skipped
 from mlclip_jax.report import markdown_table
 from mlclip_jax.runs import (
     EMBEDDED,
@@ -46,6 +47,7 @@ def main(values):
         run["workdir"] / EMBEDDED,
         purpose="calibrate on",
         local=local,
+        max_skipped=values.max_skipped,
     )
     seen = count_trained_on(run, images)
     if seen:
@@ -104,4 +106,5 @@ def define_flags(values, _):
         upper_bound=1,
         flag_values=values,
     )
+    define_max_skipped(values)
     flags.mark_flag_as_required("workdir", values)

@@ -13,6 +13,7 @@ from mlclip_jax.checkpoints import describe
 from mlclip_jax.data.sources import read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.examples import backbone_of, read_images
+from mlclip_jax.features import define_max_skipped
 from mlclip_jax.files import replacing
 from mlclip_jax.metrics import bootstrap_mean_average_precision, mean_average_precision
 from mlclip_jax.progress import progress_bar
@@ -55,7 +56,8 @@ def main(values):
         source = {**config.evaluation, "labels": values.labels or config.evaluation.labels}
     local = any(reads_local(run["config"].adapter) for run in runs)
     folder = runs[0]["workdir"] / EMBEDDED
-    images = read_images(source, runs[0]["class_texts"], load_backbone, folder, local=local)
+    class_texts, allowed = runs[0]["class_texts"], values.max_skipped
+    images = read_images(source, class_texts, load_backbone, folder, local=local, max_skipped=allowed)
     print_comparison(compare(runs, images, values.bootstrap, values.protocol))
 
 
@@ -264,4 +266,5 @@ def define_flags(values, _):
     )
     flags.DEFINE_enum("protocol", "ap", list(metrics.PROTOCOLS), "of average precision", flag_values=values)
     flags.DEFINE_integer("bootstrap", 1000, "resamples of the intervals", lower_bound=1, flag_values=values)
+    define_max_skipped(values)
     flags.mark_flag_as_required("workdir", values)

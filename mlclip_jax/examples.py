@@ -9,12 +9,23 @@ import numpy as np
 from mlclip_jax.checkpoints import describe
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.embeddings import blocks, read_embeddings
+from mlclip_jax.data.pipeline import MAX_SKIPPED
 from mlclip_jax.data.sources import labels_in_order, read_labels
 from mlclip_jax.errors import InputError
 from mlclip_jax.features import embed_images, image_origin
 
 
-def read_images(source, class_texts, load_backbone, folder, *, purpose="score", flag="--", local=False):
+def read_images(
+    source,
+    class_texts,
+    load_backbone,
+    folder,
+    *,
+    purpose="score",
+    flag="--",
+    local=False,
+    max_skipped=MAX_SKIPPED,
+):
     """The images to score, or to train on, as `Embeddings` whose labels have the columns of `class_texts`.
 
     Args:
@@ -26,6 +37,7 @@ def read_images(source, class_texts, load_backbone, folder, *, purpose="score", 
       purpose: what they are for, which errors name.
       flag: what the flags begin with that name these files.
       local: whether local features are needed too.
+      max_skipped: fraction of the images that may be unreadable.
 
     Raises:
       InputError: these embeddings were made by another backbone, have another width or lack local features;
@@ -39,7 +51,8 @@ def read_images(source, class_texts, load_backbone, folder, *, purpose="score", 
     if source.get("embeddings"):
         images = read_embeddings(split)
     else:
-        images = embedded_once(open_images(split), load_backbone(), folder, local=local)
+        opened = open_images(split)
+        images = embedded_once(opened, load_backbone(), folder, local=local, max_skipped=max_skipped)
     if local and images.local is None:
         raise InputError(f"{split} holds no local features, which this adapter reads; embed with --local")
     if not local:
@@ -66,11 +79,11 @@ def read_images(source, class_texts, load_backbone, folder, *, purpose="score", 
     return images._replace(labels=labels, label_names=class_texts.names, origin=origin)
 
 
-def embedded_once(source, backbone, folder, *, local=False):
+def embedded_once(source, backbone, folder, *, local=False, max_skipped=MAX_SKIPPED):
     """The embeddings of a source, made now or found in a subfolder of `folder` that is named after both."""
     known = json.dumps([source.title, source.digest, image_origin(backbone), local], sort_keys=True)
     folder = Path(folder) / hashlib.sha256(known.encode()).hexdigest()[:16]
-    embed_images(backbone, source, folder, local=local)
+    embed_images(backbone, source, folder, local=local, max_skipped=max_skipped)
     return read_embeddings(folder)
 
 

@@ -69,8 +69,10 @@ def encode_source(backbone, source, indices, skipped, *, local=False, batch_size
     batch_size = batch_size or default_batch_size()
     batch_size += -batch_size % jax.local_device_count()
 
+    processor = backbone.image_processor  # all of the backbone that a worker is sent
+
     def prepare(example, _):
-        return {"pixels": backbone.image_processor.pixels(example.image)}
+        return {"pixels": processor.pixels(example.image)}
 
     nothing = np.zeros((batch_size, *backbone.image_size, 3), np.uint8)  # where none of a batch can be read
     order = OnceOrder(indices, batch_size)
@@ -313,7 +315,7 @@ def define_flags(values, _):
     flags.mark_flags_as_required(["backbone", "output"], values)
 
 
-def define_reading_flags(values):
+def define_max_skipped(values):
     flags.DEFINE_float(
         "max_skipped",
         MAX_SKIPPED,
@@ -322,6 +324,10 @@ def define_reading_flags(values):
         upper_bound=1,
         flag_values=values,
     )
+
+
+def define_reading_flags(values):
+    define_max_skipped(values)
     flags.DEFINE_integer(
         "num_workers",
         0,

@@ -32,7 +32,6 @@ from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.images import decode_image
 from mlclip_jax.data.pipeline import (
     AUGMENTATION,
-    MAX_SKIPPED,
     OnceOrder,
     Skipped,
     TrainingOrder,
@@ -105,7 +104,7 @@ def pretrain(config, workdir):
         )
     augment = make_augment(config.images.augment) if "images" in config else None
     examples = Examples(source, model_config, tokenizer, augment=augment, seed=config.seed)
-    skipped = Skipped(source.names, workdir / "skipped.jsonl", config.get("max_skipped", MAX_SKIPPED))
+    skipped = Skipped(source.names, workdir / "skipped.jsonl", config.max_skipped)
 
     graph, parameters = split_module(
         Pretraining(
@@ -422,6 +421,7 @@ def _check(config, num_devices):
     sizes = ("image_size", "patch_size", "hidden_size", "intermediate_size")
     layers = ("num_hidden_layers", "num_attention_heads")
     conditions = {
+        "max_skipped": (lambda f: 0 <= f <= 1, "in [0, 1]"),
         "evaluation.number": (lambda n: n >= 0, "at least 0"),
         "vocabulary": (lambda n: n >= FIXED_TOKENS, f"at least {FIXED_TOKENS}: every byte has its token"),
         "loss.max_scale": (lambda s: 1 <= s < math.inf, "finite, and at least 1"),

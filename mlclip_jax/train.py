@@ -94,7 +94,13 @@ def train(config, workdir):
     if any(config.evaluation.values()):
         flag = "--config.evaluation."
         images = read_images(
-            config.evaluation, class_texts, backbone, workdir / EMBEDDED, flag=flag, local=local
+            config.evaluation,
+            class_texts,
+            backbone,
+            workdir / EMBEDDED,
+            flag=flag,
+            local=local,
+            max_skipped=config.max_skipped,
         )
     origin = class_texts.origin
     if "examples" in config:
@@ -107,6 +113,7 @@ def train(config, workdir):
             purpose="train on",
             flag=flag,
             local=local,
+            max_skipped=config.max_skipped,
         )
         origin = origin | {"examples": digest(examples)}
     else:
@@ -333,6 +340,7 @@ def make_train_step(graph, optimizer, loss_sum, perturbation, key):
 MAY_CHANGE = (
     "evaluation.",
     "examples.",
+    "max_skipped",
     "backbone",
     "encoding.shard_parameters",
     "texts.class_embeddings",
@@ -357,6 +365,7 @@ def _check(config, num_devices):
         expected = mmm_clip.get_config(config.adapter.name)
     expected.loss = ConfigDict({"name": config.loss.name} | constants(config.loss.name))
     conditions = {
+        "max_skipped": (lambda f: 0 <= f <= 1, "in [0, 1]"),
         "texts.number": (lambda n: n >= 1, "at least 1"),
         "texts.max_labels": (lambda n: n >= 1, "at least 1"),
         "perturbation.radius": (lambda r: 0 <= r < math.inf, "finite and not negative"),

@@ -234,7 +234,7 @@ def test_embed_refuses(capsys, clip, tmp_path):
     refused(capsys, [*embed, f"--texts={texts}", "--template={labels} {x}"], "cannot be filled")
     Image.new("RGB", (30, 30)).save(images / "good.png")
     (images / "bad.jpg").write_bytes(b"not an image")
-    unreadable = r"1 of 2 images cannot be read, more than --max_skipped=0.01 .*bad\.jpg \(no image format"
+    unreadable = r"1 of 2 images cannot be read, and max_skipped=0.01 allows .*bad\.jpg \(no image format"
     refused(capsys, [*embed, f"--images={images}"], unreadable)
     nowhere = ["embed", "--backbone=/nowhere/clip", f"--output={tmp_path / 'out.npz'}", f"--texts={texts}"]
     refused(capsys, nowhere, "no such folder of a backbone: /nowhere/clip")

@@ -81,6 +81,14 @@ def test_what_is_written_reads_back_as_it_was_computed(backbone, photographs, tm
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
+def test_worker_processes_make_no_difference(backbone, photographs, tmp_path):
+    source = read_table(photographs / "table.csv")
+    expected = embed(backbone, source, tmp_path / "threads")
+    again = embed(backbone, source, tmp_path / "workers", num_workers=2)
+    np.testing.assert_array_equal(again.vectors, expected.vectors)
+    np.testing.assert_array_equal(again.labels, expected.labels)
+
+
 def test_broken_images_are_left_out_listed_and_shift_nothing(backbone, tmp_path, capsys):
     folder = tmp_path / "images"
     odd_name = os.fsdecode(write_all(folder))

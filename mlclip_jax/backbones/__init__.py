@@ -420,8 +420,8 @@ def read_encoding(settings):
     """The arguments of `load_backbone` that a recipe's section `encoding` sets, or the flags of a command.
 
     Args:
-      settings: dict of `dtype`, `image_size` ("448", or "448x336" for height and width), `resize` and
-        `shard_parameters`; what is empty or missing is left to `load_backbone`.
+      settings: dict of those of `ENCODING`, `image_size` as "448", or "448x336" for height and width; what is
+        empty or missing is left to `load_backbone`.
 
     Raises:
       InputError: the image size is none.

@@ -221,8 +221,8 @@ class Skipped:
             shown = [f"{self.names[i]} ({why})" for i, why in sorted(self.reasons.items())[:SHOWN]]
             listed = f"; {self.path} lists them" if self.path else ""
             raise InputError(
-                f"{len(self.reasons)} of {len(self.names)} images cannot be read, more than "
-                f"--max_skipped={self._max_fraction:g} of them, among them {', '.join(shown)}{listed}"
+                f"{len(self.reasons)} of {len(self.names)} images cannot be read, and "
+                f"max_skipped={self._max_fraction:g} allows fewer: {', '.join(shown)}{listed}"
             )
 
     def write(self):

@@ -138,7 +138,7 @@ def test_skipped_images_are_counted_listed_and_limited(tmp_path):
     assert lines[0] == {"name": "2.jpg", "reason": "empty"}
     assert [line["name"] for line in lines] == ["2.jpg", "3.jpg", "7.jpg"]
     with pytest.raises(
-        InputError, match=r"4 of 300 images cannot be read, more than --max_skipped=0.01"
+        InputError, match=r"4 of 300 images cannot be read, and max_skipped=0\.01 allows fewer"
     ) as e:
         skipped.add([(299, "missing")])
     assert "2.jpg (empty), 3.jpg (a directory), 7.jpg (truncated)" in str(e.value)
