@@ -10,7 +10,7 @@ from mlclip_jax.checkpoints import describe
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.embeddings import blocks, read_embeddings
 from mlclip_jax.data.pipeline import MAX_SKIPPED
-from mlclip_jax.data.sources import labels_in_order, read_labels
+from mlclip_jax.data.tables import labels_in_order, read_labels
 from mlclip_jax.errors import InputError
 from mlclip_jax.features import embed_images, image_origin
 
@@ -81,7 +81,8 @@ def read_images(
 
 def embedded_once(source, backbone, folder, *, local=False, max_skipped=MAX_SKIPPED):
     """The embeddings of a source, made now or found in a subfolder of `folder` that is named after both."""
-    known = json.dumps([source.title, source.digest, image_origin(backbone), local], sort_keys=True)
+    known = [source.folder, source.digest, source.changes(), image_origin(backbone), local]
+    known = json.dumps(known, sort_keys=True)
     folder = Path(folder) / hashlib.sha256(known.encode()).hexdigest()[:16]
     embed_images(backbone, source, folder, local=local, max_skipped=max_skipped)
     return read_embeddings(folder)

@@ -80,7 +80,8 @@ def encode_source(backbone, source, indices, skipped, *, local=False, batch_size
     stream = ((batch, batch.data.get("pixels", nothing)) for batch in batches)
     for batch, outputs in backbone.encode_pixels(stream, local=local):
         skipped.add(batch.skipped)
-        bad = (batch.indices >= 0) & ~np.isfinite(outputs[0]).all(axis=1)
+        finite = [np.isfinite(output).reshape(len(output), -1).all(axis=1) for output in outputs]
+        bad = (batch.indices >= 0) & ~np.all(finite, axis=0)
         if np.any(bad):
             raise InputError(
                 f"{backbone.fingerprint['name']} gives NaN or infinity for "
@@ -167,7 +168,8 @@ def embed_images(
     width = backbone.embedding_width
     if local:
         width += backbone.grid_size[0] * backbone.grid_size[1] * backbone.local_width
-    description = describe_work(IMAGES, image_origin(backbone), source.title, source.digest, len(source))
+    origin = image_origin(backbone)
+    description = describe_work(IMAGES, origin, source.title, source.folder, source.digest, len(source))
     description |= {
         "label_names": list(source.label_names),
         "local": local,
@@ -200,7 +202,7 @@ def embed_texts(backbone, texts, folder, *, names=None, origin=None, storage="fl
     """
     names = texts if names is None else names
     known = hashlib.sha256(json.dumps([texts, names]).encode()).hexdigest()
-    description = describe_work(TEXTS, origin or backbone.fingerprint, "texts", known, len(texts))
+    description = describe_work(TEXTS, origin or backbone.fingerprint, "texts", None, known, len(texts))
     description |= {"label_names": [], "local": False, "remarks": [], "dtype": storage}
 
     def encode(indices):
@@ -235,6 +237,10 @@ def main(values):
     backbone = load_backbone(values.backbone, revision=values.revision, **encoding)
     # An .npz is a folder first, so that it too goes on where it was stopped.
     folder = output.with_name(f"{output.name}.partial") if output.suffix == ".npz" else output
+    finished = output.with_name(f".{output.name}.finished")
+    shutil.rmtree(finished, ignore_errors=True)
+    if folder != output and jax.process_count() > 1:
+        raise InputError(f"several processes cannot write {output} together; give a folder")
     if source is not None:
         embed_images(
             backbone,
@@ -263,7 +269,8 @@ def main(values):
         write_embeddings(output, embeddings)
         if (folder / SKIPPED).is_file():
             (folder / SKIPPED).replace(output.with_name(f"{output.name}.{SKIPPED}"))
-        shutil.rmtree(folder)
+        folder.rename(finished)  # at once: a folder that is half removed could not go on
+        shutil.rmtree(finished)
     print(f"{count} embeddings of width {width}{local} in {output}")
 
 

@@ -162,7 +162,7 @@ def find_images(given):
     Raises:
       InputError: one of them is neither file nor folder, or a folder holds no image.
     """
-    if any(name.split(":")[0] in DATASETS for name in given):
+    if any(":" in name and name.split(":")[0] in DATASETS for name in given):
         if len(given) > 1:
             raise InputError("give a dataset alone, or any number of files and folders")
         return open_images(given[0])

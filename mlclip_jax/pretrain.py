@@ -4,6 +4,7 @@ Read from top to bottom: the source, one step, the loop, the checkpoint in Huggi
 again in the same folder, a run goes on from its newest checkpoint.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -120,16 +121,20 @@ def pretrain(config, workdir):
     run_on_devices = data_parallel(make_single(step_function), config.train.parallel, mesh)
 
     rows = np.arange(config.train.batch_size, dtype=np.int32)[None]
-    batches = None  # of one step after the other, read while the device computes
+    batches, closing = None, contextlib.ExitStack()  # of one step after the other, read ahead
 
     def run_chunk(state, first, end):
         nonlocal batches
         if batches is None:
-            batches = examples.training_batches(num_train, config.train, first)
+            batches = closing.enter_context(
+                contextlib.closing(examples.training_batches(num_train, config.train, first))
+            )
         start, metrics = time.monotonic(), []
         for step in range(first, end):
             batch = next(batches)
-            skipped.add(batch.skipped)
+            if batch.skipped:
+                skipped.add(batch.skipped)
+                skipped.write()
             data = jax.device_put(batch.data, replicated(mesh))
             state, own = run_on_devices(state, {}, data, rows, np.array([step], np.int32))
             jax.block_until_ready(metrics[-1:])  # one step ahead is enough; more would only fill memory
@@ -146,8 +151,10 @@ def pretrain(config, workdir):
         "revision": "",
         "sha256": source.digest,
     }
-    with locked(workdir), Checkpoints(workdir / "checkpoints", frozen) as checkpoints:
+    with locked(workdir), closing, Checkpoints(workdir / "checkpoints", frozen) as checkpoints:
         step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
+        if step:
+            skipped.read()
         recipes.write_config(workdir, config)
         log_path = workdir / "metrics.jsonl"
         state = run_steps(run_chunk, state, step, config.train, checkpoints, log_path, evaluate)
@@ -227,7 +234,7 @@ class Examples:
 
         order = TrainingOrder(self._seed, num_train, train.batch_size, first, train.steps)
         own = prepare if self._augment else lambda example, _: self._prepare(example)
-        return read_batches(self._source, order, train.batch_size, own, replace=True)
+        return read_batches(self._source, order, train.batch_size, own, replace=num_train)
 
     def batches(self, indices, batch_size):
         """`Batch`es of these examples, once each, with the same data."""
@@ -383,6 +390,8 @@ def zero_shot_figures(graph, parameters, examples, indices, skipped, batch_size=
             images.append(np.asarray(encode_images(parameters, batch.data["pixels"]))[there])
             texts.append(np.asarray(encode_texts(parameters, batch.data["token_ids"]))[there])
             labels.append(batch.data["labels"][there])
+    if not images:
+        return {}
     images, texts, labels = map(np.concatenate, (images, texts, labels))
     figures = {"modality_gap": float(modality_gap(images, texts))}
     if np.any(labels == 1):

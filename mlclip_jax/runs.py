@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from pathlib import Path
 
 import jax
@@ -24,7 +25,7 @@ from mlclip_jax.texts.label_sets import check_label_names
 TRAINED_ON = "trained_on.npy"
 DRAWN = "drawn.npz"
 EMBEDDED = "embedded"  # folder of the embeddings of images that a run was given as such
-SCORED = 4096  # images whose local features are held in memory at once
+SCORED = 4096, 1 << 28  # images that are scored at once, and bytes of their local features, at most
 
 
 def read_run(workdir, *, calibrated=True):
@@ -123,9 +124,12 @@ def scores_of(run, images):
 
 def score_images(graph, parameters, frozen, images):
     """`adapter_scores` for `Embeddings` of images, which may be larger than memory."""
+    most, most_bytes = SCORED
+    if images.local is not None:
+        most = max(1, min(most, most_bytes // (4 * math.prod(images.local.shape[1:]))))
     scores = []
-    for start in range(0, len(images.vectors), SCORED):
-        rows = slice(start, start + SCORED)
+    for start in range(0, len(images.vectors), most):
+        rows = slice(start, start + most)
         local = None if images.local is None else np.asarray(images.local[rows])
         scores.append(adapter_scores(graph, parameters, frozen, np.asarray(images.vectors[rows]), local))
     return np.concatenate(scores)

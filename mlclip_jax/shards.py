@@ -1,5 +1,6 @@
 """Embeddings as a folder of shards: written whole or not at all, going on where it was stopped."""
 
+import contextlib
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,16 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mlclip_jax import __version__
-from mlclip_jax.data.embeddings import LABELS, LOCAL, MANIFEST, METADATA, TEXTS, read_manifest, shard_path
+from mlclip_jax.data.embeddings import (
+    LABELS,
+    LOCAL,
+    MANIFEST,
+    METADATA,
+    TEXTS,
+    read_manifest,
+    refused_parquet,
+    shard_path,
+)
 from mlclip_jax.data.pipeline import Skipped
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import locked, make_folder, replacing
@@ -22,13 +32,14 @@ SHARD_ROWS, SHARD_BYTES = 4096, 1 << 28  # of a shard, at most; what a kill lose
 SKIPPED = "skipped.jsonl"
 
 
-def describe_work(kind, origin, title, digest, number):
-    """What must be the same for work to go on: the beginning of a manifest."""
+def describe_work(kind, origin, title, folder, digest, number):
+    """The beginning of a manifest."""
     return {
         "version": 1,
         "kind": kind,
         "origin": origin,
         "source": title,
+        "folder": folder,
         "digest": digest,
         "examples": number,
     }
@@ -66,14 +77,22 @@ def write_shards(
     folder, number = Path(folder), description["examples"]
     row_bytes = width * jnp.dtype(description["dtype"]).itemsize
     rows = max(1, min(shard_rows, SHARD_BYTES // row_bytes) // batch_size) * batch_size
-    description["shard_rows"] = rows
     make_folder(folder)
     process, num_processes = jax.process_index(), jax.process_count()
     with locked(folder, process):
-        if _begin(folder, description):
-            print(f"{folder}: all {number} were embedded before", file=sys.stderr)
-            return
+        manifest = _begin(folder, description | {"shard_rows": rows})
+        rows = description["shard_rows"] = manifest["shard_rows"]
         shards = range(-(-number // rows))
+        if manifest["complete"]:
+            print(f"{folder}: all {number} were embedded before", file=sys.stderr)
+            for shard in shards:
+                skipped.add(_read_skipped(folder, shard))
+            return
+        if rows % batch_size:
+            raise InputError(
+                f"{folder} was begun with shards of {rows}, which batches of {batch_size} do not fill; "
+                "give the --batch_size of before"
+            )
         own = shards[process::num_processes]
         done = [shard for shard in own if shard_path(folder, METADATA, shard).is_file()]
         for shard in done:
@@ -89,15 +108,20 @@ def write_shards(
             if done and missing:
                 print(f"{folder}: {bar.n} of {total} {kind} were embedded before", file=sys.stderr)
             _fill_shards(folder, description, spans, encode, known, skipped, writer, bar)
-        _finish(folder, description, shards, skipped.names)
+        _finish(folder, description, shards, skipped)
 
 
 def _fill_shards(folder, description, spans, encode, known, skipped, writer, bar):
     """Fills one shard after the other, and writes each while the next is computed."""
     if not spans:
         return
+    every = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+    with contextlib.closing(encode(every)) as outputs_of:
+        _fill_spans(folder, description, spans, outputs_of, known, skipped, writer, bar)
+
+
+def _fill_spans(folder, description, spans, outputs_of, known, skipped, writer, bar):
     dtype, rows = jnp.dtype(description["dtype"]), description["shard_rows"]
-    outputs_of = encode(np.concatenate([np.arange(span.start, span.stop) for span in spans]))
     writing = None
     for span in spans:
         seen, kept, parts = 0, [], None
@@ -125,7 +149,6 @@ def _fill_shards(folder, description, spans, encode, known, skipped, writer, bar
         shard = span.start // rows
         writing = writer.submit(_write_shard, folder, description, shard, kept, parts, known, own)
     writing.result()
-    outputs_of.close()
 
 
 def _write_shard(folder, description, shard, kept, parts, known, skipped):
@@ -149,14 +172,20 @@ def _write_shard(folder, description, shard, kept, parts, known, skipped):
 
 
 def _begin(folder, description):
-    """Notes what is to be done in a folder; True where it is done.
+    """Notes what is to be done in a folder, if it is empty; returns its manifest.
 
     Raises:
       InputError: the folder holds other work.
     """
     manifest = read_manifest(folder)
+    if manifest is None:
+        others = any(not path.name.startswith(".") for path in folder.iterdir())
+        manifest = read_manifest(folder)  # which another process may just have written
+        if manifest is None and others:
+            raise InputError(f"{folder} holds other files; name an empty folder")
     if manifest is not None:
-        differing = [key for key in description if description[key] != manifest.get(key)]
+        same = description.keys() - {"source", "remarks", "shard_rows"}
+        differing = [key for key in description if key in same and description[key] != manifest.get(key)]
         if differing:
             key = differing[0]
             there, here = (json.dumps(m.get(key))[:200] for m in (manifest, description))
@@ -164,25 +193,25 @@ def _begin(folder, description):
                 f"{folder} holds embeddings with another {key}: {there}, not {here}; "
                 "give another --output, or remove it"
             )
-        return manifest["complete"]
-    if any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"{folder} holds other files; name an empty folder")
-    _write_manifest(folder, description | {"complete": False})
-    return False
+        return manifest
+    manifest = description | {"complete": False}
+    _write_manifest(folder, manifest)
+    return manifest
 
 
-def _finish(folder, description, shards, names):
+def _finish(folder, description, shards, skipped):
     """Writes the manifest, once all shards are there, and the report of what was skipped."""
     metadata = [shard_path(folder, METADATA, shard) for shard in shards]
     if not all(path.is_file() for path in metadata):
         return  # another process is still at it
-    skipped = Skipped(names, folder / SKIPPED, 1)
+    skipped = Skipped(skipped.names, skipped.path, skipped.max_fraction)  # of all processes
     for shard in shards:
         skipped.add(_read_skipped(folder, shard))
     skipped.write()
-    for left in folder.rglob(".*.tmp"):  # by processes that were killed
+    for left in folder.glob("*/.*.tmp"):  # by processes that were killed; nobody writes shards any more
         left.unlink(missing_ok=True)
-    numbers = [parquet.read_metadata(path).num_rows for path in metadata]
+    with refused_parquet(folder):
+        numbers = [parquet.read_metadata(path).num_rows for path in metadata]
     _write_manifest(
         folder,
         description
@@ -202,5 +231,6 @@ def _write_manifest(folder, manifest):
 
 def _read_skipped(folder, shard):
     """Pairs of index and reason of the images that a shard left out."""
-    stored = parquet.read_schema(shard_path(folder, METADATA, shard)).metadata[b"skipped"]
-    return [(int(index), reason) for index, reason in json.loads(stored).items()]
+    with refused_parquet(shard_path(folder, METADATA, shard)):
+        stored = parquet.read_schema(shard_path(folder, METADATA, shard)).metadata[b"skipped"]
+        return [(int(index), reason) for index, reason in json.loads(stored).items()]

@@ -26,9 +26,10 @@ from mlclip_jax.checkpoints import Checkpoints
 from mlclip_jax.configs import ml_decoder as ml_decoder_recipe
 from mlclip_jax.configs import mmm_clip, tai
 from mlclip_jax.data.datasets import open_images
-from mlclip_jax.data.embeddings import Embeddings, read_embeddings, write_embeddings
+from mlclip_jax.data.embeddings import Embeddings, embedding_files, read_embeddings, write_embeddings
 from mlclip_jax.data.pipeline import batch_indices
-from mlclip_jax.data.sources import read_lines, read_table
+from mlclip_jax.data.sources import read_lines
+from mlclip_jax.data.tables import read_table
 from mlclip_jax.errors import InputError
 from mlclip_jax.examples import digest, read_images
 from mlclip_jax.features import embed_names
@@ -184,7 +185,8 @@ def read_class_texts(config, backbone):
     if "class_embeddings" in config.texts:
         path = config.texts.class_embeddings
         class_texts = read_embeddings(path)
-        origin = fingerprint(path, "", [path]) | {"backbone": class_texts.origin}
+        class_texts = class_texts._replace(vectors=np.asarray(class_texts.vectors))
+        origin = fingerprint(path, "", embedding_files(path)) | {"backbone": class_texts.origin}
         if class_texts.names is None:
             raise InputError(f"{path} does not name its classes; store their names in an array called names")
     else:

@@ -17,7 +17,7 @@ from mlclip_jax.backbones.saving import clip_tokenizer, learn_merges
 from mlclip_jax.cli import main
 from mlclip_jax.configs import pretrain_captions, pretrain_scenes
 from mlclip_jax.data.scenes import Scenes, write_scenes
-from mlclip_jax.data.sources import read_table
+from mlclip_jax.data.tables import read_table
 from mlclip_jax.losses import contrastive_sum
 from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated

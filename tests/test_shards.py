@@ -18,10 +18,12 @@ from pyarrow import parquet
 from tiny_clip import TINY, config_with, write_clip
 
 import mlclip_jax
-from mlclip_jax import InputError, features
+from mlclip_jax import InputError, features, shards
 from mlclip_jax.cli import main
 from mlclip_jax.data.embeddings import Rows, blocks, read_embeddings, read_manifest
-from mlclip_jax.data.sources import read_folder, read_table
+from mlclip_jax.data.sources import read_folder
+from mlclip_jax.data.tables import read_table
+from mlclip_jax.examples import embedded_once
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,12 @@ def embed(backbone, source, folder, **settings):
     settings = {"batch_size": 4, "shard_rows": 8} | settings
     features.embed_images(backbone, source, folder, **settings)
     return read_embeddings(folder)
+
+
+def unfinish(folder):
+    """As a kill leaves it, before the last word was written."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "float16"])
@@ -137,6 +145,7 @@ def test_too_many_broken_ones_stop_it(backbone, photographs, tmp_path):
     for i in range(3):
         shutil.copy(photographs / f"{i:02}.png", folder)
     assert len(embed(backbone, source, tmp_path / "out", max_skipped=0.05).vectors) == 30
+    assert not (tmp_path / "out/skipped.jsonl").exists()  # that of the first attempt
 
 
 def test_only_missing_shards_are_made_again_and_are_the_same(backbone, photographs, tmp_path, monkeypatch):
@@ -147,8 +156,7 @@ def test_only_missing_shards_are_made_again_and_are_the_same(backbone, photograp
     (out / "metadata/metadata_00001.parquet").unlink()
     (out / "img_emb/img_emb_00001.npy").write_bytes(b"half")
     (out / "img_emb/.img_emb_00001.npy.77.tmp").write_bytes(b"half")
-    manifest = json.loads((out / "manifest.json").read_text())
-    (out / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    unfinish(out)
     read = []
     monkeypatch.setattr(source, "read", lambda i, read_it=source.read: read.append(i) or read_it(i))
     again = embed(backbone, source, out)
@@ -167,14 +175,19 @@ def test_only_missing_shards_are_made_again_and_are_the_same(backbone, photograp
     [
         ({"storage": "float16"}, 'another dtype: "float32", not "float16"'),
         ({"local": True}, "another local: false, not true"),
-        ({"shard_rows": 12}, "another shard_rows: 8, not 12"),
+        (
+            {"batch_size": 12},
+            "begun with shards of 8, which batches of 12 do not fill; give the --batch_size",
+        ),
     ],
 )
 def test_other_work_in_the_same_folder_is_refused(backbone, photographs, tmp_path, change, words):
     source = read_table(photographs / "table.csv")
     embed(backbone, source, tmp_path / "out")
+    unfinish(tmp_path / "out")
     with pytest.raises(InputError, match=words):
         embed(backbone, source, tmp_path / "out", **change)
+    assert len(embed(backbone, source, tmp_path / "out", shard_rows=24).vectors) == 30  # keeps those of 8
 
 
 def test_another_backbone_size_or_dataset_is_refused(clip, backbone, photographs, tmp_path):
@@ -184,8 +197,11 @@ def test_another_backbone_size_or_dataset_is_refused(clip, backbone, photographs
     for stranger in (mlclip_jax.load_backbone(other), mlclip_jax.load_backbone(clip, image_size=32)):
         with pytest.raises(InputError, match=r"with another origin: .* give another --output"):
             embed(stranger, source, tmp_path / "out")
-    with pytest.raises(InputError, match="holds embeddings with another"):
-        embed(backbone, source.select(range(29)), tmp_path / "out")
+    shutil.copytree(photographs, tmp_path / "copy")
+    elsewhere = read_table(photographs / "table.csv", images=tmp_path / "copy")
+    for stranger, words in ((source.select(range(29)), "digest"), (elsewhere, "folder")):
+        with pytest.raises(InputError, match=f"holds embeddings with another {words}"):
+            embed(backbone, stranger, tmp_path / "out")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").touch()
     with pytest.raises(InputError, match="holds other files; name an empty folder"):
@@ -303,5 +319,85 @@ def test_rows_are_an_array(tmp_path_factory, sizes, data):
         indices = data.draw(st.lists(st.integers(-len(whole), len(whole) - 1), max_size=20))
         np.testing.assert_array_equal(rows[np.array(indices, int)], whole[np.array(indices, int)])
         np.testing.assert_array_equal(rows[-1], whole[-1])
+    mask = np.arange(len(whole)) % 2 == 0
+    np.testing.assert_array_equal(rows[mask], whole[mask])
     with pytest.raises(IndexError):
         rows[np.array([len(whole)])]
+
+
+def test_what_is_kept_of_images_follows_the_images(backbone, photographs, tmp_path):
+    shutil.copytree(photographs, tmp_path / "images")
+    source = read_table(tmp_path / "images/table.csv")
+    first = embedded_once(source, backbone, tmp_path / "kept")
+    assert embedded_once(source, backbone, tmp_path / "kept").vectors[0].tolist() == first.vectors[0].tolist()
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    shutil.copy(photographs / "01.png", tmp_path / "images/00.png")
+    changed = embedded_once(source, backbone, tmp_path / "kept").vectors
+    np.testing.assert_allclose(changed[0], first.vectors[1], rtol=0, atol=1e-5)
+
+
+def test_what_lies_beside_the_images_may_change(backbone, photographs, tmp_path):
+    shutil.copytree(photographs, tmp_path / "images")
+    embed(backbone, read_folder(tmp_path / "images"), tmp_path / "out")
+    unfinish(tmp_path / "out")
+    (tmp_path / "images/Thumbs.db").touch()
+    assert len(embed(backbone, read_folder(tmp_path / "images"), tmp_path / "out").vectors) == 30
+
+
+def test_files_that_were_lost_are_missed(backbone, photographs, tmp_path):
+    out = tmp_path / "out"
+    embed(backbone, read_table(photographs / "table.csv"), out, storage="bfloat16")
+    with pytest.raises(InputError, match=r"holds uint16, where float32 are needed"):
+        read_embeddings(out / "img_emb")
+    (out / "labels/labels_00000.npy").unlink()
+    with pytest.raises(InputError, match=r"labels has 22 rows for 30 embeddings; copy all its files"):
+        read_embeddings(out)
+    (out / "metadata/metadata_00002.parquet").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"cannot read .*metadata_00002.* as Parquet"):
+        embed(backbone, read_table(photographs / "table.csv"), out, storage="bfloat16")
+    (out / "manifest.json").write_text('{"version": 1}')
+    with pytest.raises(InputError, match=r"cannot read .*manifest\.json as a manifest of `mlclip embed`"):
+        read_embeddings(out)
+
+
+def test_an_npz_is_written_whole_and_a_kill_afterwards_blocks_nothing(clip, photographs, tmp_path):
+    images, output = f"--images=table:{photographs / 'table.csv'}", tmp_path / "x.npz"
+    command = ["embed", f"--backbone={clip}", images, f"--output={output}"]
+    assert main(command) == 0
+    assert len(read_embeddings(output).vectors) == 30
+    (tmp_path / ".x.npz.finished/img_emb").mkdir(parents=True)  # as a kill leaves it
+    assert main(command) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_the_limit_holds_for_all_processes_together(backbone, photographs, tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    shutil.copytree(photographs, folder)
+    for i in (0, 8):  # one in the share of each of two processes
+        (folder / f"{i:02}.png").write_bytes(b"")
+    source = read_table(folder / "table.csv")
+    monkeypatch.setattr(shards.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(shards.jax, "process_index", lambda: 0)
+    features.embed_images(backbone, source, tmp_path / "out", batch_size=4, shard_rows=8, max_skipped=0.05)
+    monkeypatch.setattr(shards.jax, "process_index", lambda: 1)
+    with pytest.raises(InputError, match="2 of 30 images cannot be read, and max_skipped=0.05 allows fewer"):
+        features.embed_images(
+            backbone, source, tmp_path / "out", batch_size=4, shard_rows=8, max_skipped=0.05
+        )
+
+
+MANY = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+import numpy as np
+from mlclip_jax.data.embeddings import read_embeddings
+rows = read_embeddings(sys.argv[1]).vectors
+assert (rows[:] == np.arange(200)[:, None]).all()
+assert (rows[np.arange(199, -1, -1)] == np.arange(199, -1, -1)[:, None]).all()
+"""
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    for i in range(200):
+        np.save(tmp_path / f"{i}.npy", np.full((1, 3), i, np.float32))
+    subprocess.run([sys.executable, "-c", MANY, str(tmp_path)], check=True)

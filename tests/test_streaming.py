@@ -16,7 +16,7 @@ from mlclip_jax import features, loop
 from mlclip_jax.cli import main
 from mlclip_jax.configs import mmm_clip
 from mlclip_jax.data.embeddings import MANIFEST, read_embeddings, shard_path
-from mlclip_jax.data.sources import read_table
+from mlclip_jax.data.tables import read_table
 from mlclip_jax.runs import read_run
 from mlclip_jax.train import train
 

@@ -15,9 +15,9 @@ from mlclip_jax.data.sources import (
     read_folder,
     read_json,
     read_lines,
-    read_table,
     read_text,
 )
+from mlclip_jax.data.tables import read_table
 from mlclip_jax.errors import InputError
 from mlclip_jax.progress import progress_bar
 

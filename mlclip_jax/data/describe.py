@@ -10,7 +10,8 @@ from PIL import Image
 from mlclip_jax import recipes
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.images import UnreadableImage, decode_image
-from mlclip_jax.data.sources import Source, read_labels, read_table
+from mlclip_jax.data.sources import Source
+from mlclip_jax.data.tables import read_labels, read_table
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder
 from mlclip_jax.report import MISSED, SIDE, WRONG, draw_grid, markdown_table
@@ -45,7 +46,7 @@ def main(values):
 
 
 def with_labels(source, path):
-    """A source with the labels of a table, see `sources.read_table`, in place of its own.
+    """A source with the labels of a table, see `tables.read_table`, in place of its own.
 
     Raises:
       InputError: the table cannot be read, lacks labels or one of the images, or has two rows for one.

@@ -1,9 +1,11 @@
 """Embeddings in files: one .npz, or a folder of shards that are mapped into memory, not read."""
 
 import collections.abc
+import contextlib
 import functools
 import json
 import re
+import resource
 import zipfile
 import zlib
 from pathlib import Path
@@ -69,16 +71,19 @@ class Rows:
 
     def __init__(self, paths, dtype=np.float32, stored=None):
         self._paths = list(paths)
-        self._arrays = [_map(path) for path in self._paths]
-        first = self._arrays[0]
-        for path, array in zip(self._paths, self._arrays):
-            if array.ndim != first.ndim or array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
-                shapes = f"{array.dtype}{list(array.shape)} and {first.dtype}{list(first.shape)}"
-                raise InputError(f"{path} does not go with {self._paths[0]}: they hold {shapes}")
-        self._stored = None if stored is None else jnp.dtype(stored)
-        self._starts = np.cumsum([0, *map(len, self._arrays)])
         self.dtype = np.dtype(dtype)
-        self.shape = (int(self._starts[-1]), *first.shape[1:])
+        self._stored = None if stored is None else jnp.dtype(stored)
+        shapes, kinds = zip(*map(_read_header, self._paths))
+        for path, shape, kind in zip(self._paths, shapes, kinds):
+            if shape[1:] != shapes[0][1:] or kind != kinds[0]:
+                found = f"{kind}{list(shape)} and {kinds[0]}{list(shapes[0])}"
+                raise InputError(f"{path} does not go with {self._paths[0]}: they hold {found}")
+        # The bits of bfloat16 are stored as integers, which nothing else of floats may be.
+        if kinds[0].kind != ("u" if stored else self.dtype.kind):
+            raise InputError(f"{self._paths[0]} holds {kinds[0]}, where {stored or self.dtype} are needed")
+        self._starts = np.cumsum([0, *(shape[0] for shape in shapes)])
+        self.shape = (int(self._starts[-1]), *shapes[0][1:])
+        self._map = functools.lru_cache(_most_maps())(lambda shard: _map(self._paths[shard]))
 
     def __len__(self):
         return self.shape[0]
@@ -96,6 +101,8 @@ class Rows:
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
         rows = np.asarray(rows)
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
         if rows.ndim == 0:
             return self[rows[None]][0]
         rows = np.where(rows < 0, rows + len(self), rows)
@@ -105,7 +112,7 @@ class Rows:
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shards):
             here = shards == shard
-            values = self._arrays[shard][rows[here] - self._starts[shard]]
+            values = self._map(int(shard))[rows[here] - self._starts[shard]]
             values = values if self._stored is None else values.view(self._stored)
             values = values.astype(self.dtype)
             if not np.isfinite(values).all():
@@ -138,7 +145,8 @@ class Names(collections.abc.Sequence):
     def _strings(self):
         from pyarrow import parquet
 
-        strings = parquet.read_table(self._paths, columns=[self._column])[self._column]
+        with refused_parquet(self._paths[0].parent):
+            strings = parquet.read_table(self._paths, columns=[self._column])[self._column]
         if len(strings) != self._number:
             raise InputError(
                 f"{self._paths[0].parent} names {len(strings)} rows, and there are {self._number} embeddings"
@@ -285,11 +293,31 @@ def read_manifest(folder):
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["version"] != 1:
             raise InputError(f"{path} has version {manifest['version']!r}, which this release does not read")
+        for key in ("complete", "dtype", "label_names", "local", "origin"):
+            manifest[key]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        reason = f"{type(error).__name__} {error}"
+        raise InputError(f"cannot read {path} as a manifest of `mlclip embed`: {reason}") from error
     return manifest
+
+
+@contextlib.contextmanager
+def refused_parquet(path):
+    """Within the block, what Parquet cannot read is an `InputError` that names `path`."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (OSError, ArrowException, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"cannot read {path} as Parquet: {' '.join(str(error).split())}") from error
+
+
+def embedding_files(path):
+    """The files behind embeddings: the one at `path`, or those of the shards and the manifest below it."""
+    path = Path(path)
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def _read_folder(folder):
@@ -318,32 +346,58 @@ def _read_folder(folder):
             f"{folder} holds {len(vectors)} embeddings, and its manifest says {manifest['embeddings']}"
         )
     if manifest["label_names"]:
-        labels = Rows(list_shards(folder / LABELS), np.int8)
+        labels = _rows_like(folder / LABELS, vectors, np.int8)
     if manifest["local"]:
-        local = Rows(list_shards(folder / LOCAL), stored=stored)
+        local = _rows_like(folder / LOCAL, vectors, stored=stored)
     label_names = tuple(manifest["label_names"]) or None
     return Embeddings(vectors, names, labels, label_names, manifest["origin"], local)
 
 
-def _name_column(path, wanted):
-    from pyarrow import ArrowException, parquet
+def _rows_like(folder, vectors, *dtype, stored=None):
+    """The rows of another folder of shards, that must be as many as the vectors."""
+    rows = Rows(list_shards(folder), *dtype, stored=stored) if list_shards(folder) else ()
+    if len(rows) != len(vectors):
+        raise InputError(f"{folder} has {len(rows)} rows for {len(vectors)} embeddings; copy all its files")
+    return rows
 
-    try:
+
+def _name_column(path, wanted):
+    from pyarrow import parquet
+
+    with refused_parquet(path):
         there = parquet.read_schema(path).names
-    except (OSError, ArrowException) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
     return next((name for name in (wanted, "image_path", "key", "caption") if name in there), None)
 
 
-def _map(path):
-    """A `.npy` as a memory map, floats or int8."""
+def _read_header(path):
+    """Shape and dtype of a `.npy`."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with Path(path).open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read[version](file)
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise InputError(f"cannot read {path} as .npy: {' '.join(str(error).split())}") from error
+    if dtype.kind not in "fiu" or len(shape) < 2:
+        raise InputError(f"{path} holds {dtype}{list(shape)}, where numbers (N, D) are needed")
+    return shape, dtype
+
+
+def _map(path):
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"cannot read {path} as .npy: {' '.join(str(error).split())}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim < 2:
-        raise InputError(f"{path} holds no array of numbers (N, D)")
-    return array
+
+
+def _most_maps():
+    """How many files may be mapped at once: each takes a descriptor, of which a quarter is used at most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return max(8, min(soft, 1 << 18) // 4)
 
 
 def _finite(path, vectors):

@@ -29,8 +29,8 @@ def read_file(path):
             kind = "a directory" if Path(path).is_dir() else "not a regular file"
             raise UnreadableImage(f"{kind} in place of an image")
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableImage((error.strerror or str(error)).lower()) from error
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        raise UnreadableImage((getattr(error, "strerror", None) or str(error)).lower()) from error
     if not data:
         raise UnreadableImage("an empty file")
     return data
@@ -103,7 +103,10 @@ def upright_rgb(image):
 
 def printable(name):
     r"""A file's name as text that every terminal and file takes: bytes that are no UTF-8 as `\xe9`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a surrogate pair, which no file can be called
+        return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def _decode_jpeg(data, image, at_least):

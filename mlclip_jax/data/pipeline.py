@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import threading
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -41,8 +43,16 @@ def batch_indices(seed, step, num_examples, batch_size):
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_order(seed, epoch, num_examples):
+def _permutation(seed, epoch, num_examples):
     return np.random.default_rng([seed, STREAM, epoch]).permutation(num_examples)
+
+
+def _epoch_order(*which):
+    with _drawing:  # of all threads that come to a new epoch, one draws it
+        return _permutation(*which)
+
+
+_drawing = threading.Lock()
 
 
 class TrainingOrder:
@@ -118,7 +128,7 @@ class Batch(NamedTuple):
     skipped: tuple
 
 
-def read_batches(source, order, batch_size, prepare, *, replace=False, num_threads=None, num_workers=0):
+def read_batches(source, order, batch_size, prepare, *, replace=None, num_threads=None, num_workers=0):
     """Reads examples in an order, in batches, ahead of their use; what comes depends on the order alone.
 
     Args:
@@ -126,8 +136,8 @@ def read_batches(source, order, batch_size, prepare, *, replace=False, num_threa
       order: a `TrainingOrder` or `OnceOrder`.
       batch_size: b, of this process.
       prepare: `prepare(example, position)` returns a dict of arrays, or raises `UnreadableImage`.
-      replace: whether the next example that can be read takes the place of one that cannot; else its place
-        stays empty.
+      replace: of how many examples, the source's first, the next that can be read takes the place of one
+        that cannot; None: its place stays empty.
       num_threads: that read and prepare; by default one for each core that this process may use.
       num_workers: processes that do so in place of this one, each with as many threads; 0 for none.
 
@@ -136,7 +146,7 @@ def read_batches(source, order, batch_size, prepare, *, replace=False, num_threa
     """
     import grain
 
-    num_threads = num_threads or len(os.sched_getaffinity(0))
+    num_threads = num_threads or _usable_cores()
     dataset = grain.MapDataset.source(order).map(_Read(source, prepare, replace))
     if num_workers:
         _mark_flags_as_parsed()
@@ -168,8 +178,8 @@ class _Read:
                 return self._prepare(self._source[index], position), index, tuple(skipped)
             except UnreadableImage as error:
                 skipped.append((index, str(error)))
-            replaced = self._replace and len(skipped) < len(self._source)
-            index = (index + 1) % len(self._source) if replaced else -1
+            replaced = self._replace is not None and len(skipped) < self._replace
+            index = (index + 1) % self._replace if replaced else -1
         return None, -1, tuple(skipped)
 
 
@@ -182,6 +192,10 @@ def _stack(examples):
         for name, x in (own or {}).items():
             data[name][row] = x
     return Batch(data, indices, skipped)
+
+
+def _usable_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _mark_flags_as_parsed():
@@ -200,13 +214,12 @@ class Skipped:
       path: of the report, JSON Lines of `name` and `reason`; or None.
       max_fraction: of all images.
 
-    Attributes:
-      names: as given.
+    Attributes: as the arguments, and
       reasons: dict from indices to reasons.
     """
 
     def __init__(self, names, path, max_fraction=MAX_SKIPPED):
-        self.names, self.path, self._max_fraction = names, path, max_fraction
+        self.names, self.path, self.max_fraction = names, path, max_fraction
         self.reasons = {}
 
     def add(self, pairs):
@@ -216,22 +229,32 @@ class Skipped:
           InputError: these are too many; the report is written.
         """
         self.reasons.update(pairs)
-        if len(self.reasons) > self._max_fraction * len(self.names):
+        if len(self.reasons) > self.max_fraction * len(self.names):
             self.write()
             shown = [f"{self.names[i]} ({why})" for i, why in sorted(self.reasons.items())[:SHOWN]]
             listed = f"; {self.path} lists them" if self.path else ""
             raise InputError(
                 f"{len(self.reasons)} of {len(self.names)} images cannot be read, and "
-                f"max_skipped={self._max_fraction:g} allows fewer: {', '.join(shown)}{listed}"
+                f"max_skipped={self.max_fraction:g} allows fewer: {', '.join(shown)}{listed}"
             )
 
     def write(self):
         """Writes the report, a line for each image, in their order; none where all could be read."""
-        if not self.reasons or self.path is None:
+        if self.path is None:
+            return
+        if not self.reasons:
+            Path(self.path).unlink(missing_ok=True)  # of an earlier attempt
             return
         with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
             for index, reason in sorted(self.reasons.items()):
                 file.write(json.dumps({"name": self.names[index], "reason": reason}) + "\n")
+
+    def read(self):
+        """Takes over the report of the part of a run that came before."""
+        if Path(self.path).is_file():
+            known = {name: index for index, name in enumerate(self.names)}
+            lines = map(json.loads, Path(self.path).read_text(encoding="utf-8").splitlines())
+            self.add((known[line["name"]], line["reason"]) for line in lines if line["name"] in known)
 
     def __str__(self):
         listed = f"{self.path} lists them" if self.path else ", ".join(self.names[i] for i in self.reasons)

@@ -132,7 +132,7 @@ def test_an_unreadable_image_is_named(backbone, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     with pytest.raises(InputError, match=r"cannot read image .*broken\.jpg"):
         backbone.encode_images([tmp_path / "broken.jpg"])
-    with pytest.raises(InputError, match=r"cannot read image .*none\.jpg: No such file or directory; repair"):
+    with pytest.raises(InputError, match=r"cannot read image .*none\.jpg: no such file or directory; repair"):
         backbone.encode_images([tmp_path / "none.jpg"])
     with pytest.raises(InputError, match=r"give a list of images, not 'cat\.jpg' alone"):
         backbone.encode_images("cat.jpg")

@@ -298,9 +298,7 @@ def test_inputs_that_cannot_be(tmp_path):
         with pytest.raises(InputError, match=r"give a list of images, not .* alone"):
             backbone.encode_images(lone)
     for image in (None, 3, jnp.zeros((8, 8, 3), jnp.uint8)):
-        with pytest.raises(
-            InputError, match=r"an image must be a path, a PIL\.Image or a NumPy array, not a"
-        ):
+        with pytest.raises(InputError, match=r"an image must be a path, .* or a NumPy array, not a"):
             backbone.encode_images([image])
     with pytest.raises(InputError, match=r"uint8 \(h, w, 3\); got uint8 \(0, 5, 3\)"):
         backbone.encode_images([np.zeros((0, 5, 3), np.uint8)])

@@ -12,7 +12,8 @@ from mlclip_jax import InputError
 from mlclip_jax.data import describe as command
 from mlclip_jax.data.describe import define_flags, describe, draw_sheet, main, with_labels
 from mlclip_jax.data.images import read_file
-from mlclip_jax.data.sources import Source, read_folder, read_table
+from mlclip_jax.data.sources import Source, read_folder
+from mlclip_jax.data.tables import read_table
 from mlclip_jax.recipes import parse_flags
 from mlclip_jax.report import MISSED, SIDE, WRONG
 

@@ -106,13 +106,13 @@ def test_what_is_skipped_leaves_its_place_empty_and_shifts_no_label(broken):
 
 def test_in_training_the_next_one_takes_the_place_of_a_broken_one():
     broken = {3, 4, 9}
-    source = Numbered(10, broken)
-    batches = list(read_batches(source, TrainingOrder(0, 10, 5, 0, 4), 5, prepare, replace=True))
+    source = Numbered(12, broken)  # the last two are held out, and take nobody's place
+    batches = list(read_batches(source, TrainingOrder(0, 10, 5, 0, 4), 5, prepare, replace=10))
     for step, batch in enumerate(batches):
         wanted = [{3: 5, 4: 5, 9: 0}.get(int(i), int(i)) for i in batch_indices(0, step, 10, 5)]
         assert batch.indices.tolist() == batch.data["label"].tolist() == wanted
     assert {i for batch in batches for i, _ in batch.skipped} == broken
-    (batch,) = read_batches(Numbered(3, range(3)), TrainingOrder(0, 3, 3, 0, 1), 3, prepare, replace=True)
+    (batch,) = read_batches(Numbered(3, range(3)), TrainingOrder(0, 3, 3, 0, 1), 3, prepare, replace=3)
     assert batch.indices.tolist() == [-1, -1, -1]
     assert batch.data == {}
 
@@ -134,6 +134,9 @@ def test_skipped_images_are_counted_listed_and_limited(tmp_path):
     skipped.add([(7, "truncated"), (2, "empty"), (7, "truncated")])
     skipped.add([(3, "a directory")])
     skipped.write()
+    again = Skipped(names, tmp_path / "skipped.jsonl")
+    again.read()
+    assert again.reasons == skipped.reasons
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert lines[0] == {"name": "2.jpg", "reason": "empty"}
     assert [line["name"] for line in lines] == ["2.jpg", "3.jpg", "7.jpg"]

@@ -15,7 +15,7 @@ from mlclip_jax.cli import main
 from mlclip_jax.data import scenes as world
 from mlclip_jax.data.images import read_image
 from mlclip_jax.data.scenes import DEFAULT, LABELS, OTHER_LABELS, Difficulty, Scenes, write_scenes
-from mlclip_jax.data.sources import read_labels, read_table
+from mlclip_jax.data.tables import read_labels, read_table
 from mlclip_jax.texts.templates import noun_phrase
 
 ALL = LABELS + OTHER_LABELS

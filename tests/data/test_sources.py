@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mlclip_jax import InputError
-from mlclip_jax.data.sources import list_images, read_labels, read_lines
+from mlclip_jax.data.sources import list_images, read_lines
+from mlclip_jax.data.tables import read_labels
 
 
 def test_list_images_finds_all_and_lists_the_others(tmp_path):

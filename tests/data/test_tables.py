@@ -12,7 +12,7 @@ from real_data import DATA
 
 from mlclip_jax import InputError
 from mlclip_jax.data.images import UnreadableImage
-from mlclip_jax.data.sources import read_labels, read_table
+from mlclip_jax.data.tables import read_labels, read_table
 
 MULTICLIP = DATA / "captions" / "multiclip_train.csv"
 
@@ -37,7 +37,9 @@ def test_mmm_clips_json(tmp_path):
     assert source.labels.dtype == np.int8
     np.testing.assert_array_equal(source.labels, [row[2:] for row in rows])
     assert source.captions is None
-    assert source.remarks == ("1 files have several rows, each of which is an example",)
+    unread, several = source.remarks
+    assert "columns that were not read:  Classes(motorcycle" in unread
+    assert several == "1 files have several rows, each of which is an example"
 
 
 def test_lists_of_a_value_for_each_label(tmp_path):
@@ -49,12 +51,6 @@ def test_lists_of_a_value_for_each_label(tmp_path):
     (tmp_path / "names.json").write_text('{"2": "bird", "0": "cat"}')
     source = read_table(tmp_path / "voc.csv", names=tmp_path / "names.json")
     assert present(source) == [["bird"], ["cat", "bird"]]
-    (tmp_path / "numbers.jsonl").write_text(
-        '{"file": "a", "labels": [0, 1]}\n{"file": "b", "labels": [1, 0]}\n'
-    )
-    assert (
-        present(read_table(tmp_path / "numbers.jsonl")) == [["0", "1"]] * 2
-    )  # no value twice: these are names
 
 
 MULTICLIP_LIKE = """\
@@ -249,3 +245,59 @@ def test_labels_that_do_not_fit(tmp_path, content, message):
     (tmp_path / "labels.csv").write_text(content)
     with pytest.raises(InputError, match=re.escape(message)):
         read_labels(tmp_path / "labels.csv", ["a.jpg", "b.jpg"], ["cat", "dog"])
+
+
+def test_quotes_that_are_not_escaped_swallow_no_rows(tmp_path):
+    lines = [
+        "filename,caption",
+        'a.jpg,"Big" dog',
+        "b.jpg,a cat",
+        'c.jpg,"a bird"',
+        'd.jpg,"a "red" one\nbelow"',
+    ]
+    (tmp_path / "t.csv").write_text("\n".join([*lines, "e.jpg,x"]))
+    table = read_table(tmp_path / "t.csv")
+    assert table.names == ("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg")
+    assert table.captions == ('"Big" dog', "a cat", "a bird", 'a "red" one\nbelow', "x")
+
+
+def test_columns_of_labels_as_other_programs_write_them(tmp_path):
+    rows = "a.jpg,1,1.0,,30\nb.jpg,0,-1.0,True,40\nc.jpg,0,0,FALSE,50\n"
+    (tmp_path / "t.csv").write_text(f"filename,cat,dog,owl,size\n{rows}")
+    table = read_table(tmp_path / "t.csv")
+    assert table.label_names == ("cat", "dog", "owl")
+    assert table.labels.tolist() == [[1, 1, -1], [0, -1, 1], [0, 0, 0]]
+    assert table.remarks == ("columns that were not read: size",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv", "filename,cat,cat\na,1,0\n", "two columns 'cat'"),
+        ("t.json", "[" * 200_000, "cannot read"),
+        ("t.json", '[{"image": null, "labels": "x"}]', "None is no file"),
+        ("t.json", '[{"image": "a", "caption": ["x", "y"]}]', "is no caption"),
+        ("t.csv", "filename,labels\na,[{[]:1}]\n", "is no list of labels"),
+    ],
+)
+def test_odd_tables_are_refused_in_words(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=re.escape(words)):
+        read_table(tmp_path / name)
+
+
+def test_names_that_no_file_can_have_are_skipped(tmp_path):
+    (tmp_path / "t.json").write_text(r'[{"image": "a\u0000.png"}, {"image": "a\ud800.jpg"}]')
+    table = read_table(tmp_path / "t.json")
+    for i in range(2):
+        with pytest.raises(UnreadableImage):
+            table.read(i)
+    assert table.digest != table.select([0]).digest
+    assert table.changes() != table.select([0]).changes()
+
+
+def test_lists_of_two_columns_are_columns(tmp_path):
+    (tmp_path / "t.csv").write_text("filename\ttarget\na\t[1, 0]\nb\t[0, 1]\n")
+    table = read_table(tmp_path / "t.csv")
+    assert table.label_names == ("0", "1")
+    assert table.labels.tolist() == [[1, 0], [0, 1]]
