@@ -378,12 +378,13 @@ def test_the_limit_holds_for_all_processes_together(backbone, photographs, tmp_p
     source = read_table(folder / "table.csv")
     monkeypatch.setattr(shards.jax, "process_count", lambda: 2)
     monkeypatch.setattr(shards.jax, "process_index", lambda: 0)
-    features.embed_images(backbone, source, tmp_path / "out", batch_size=4, shard_rows=8, max_skipped=0.05)
+    settings = {"batch_size": 4, "shard_rows": 8, "max_skipped": 0.05}
+    features.embed_images(backbone, source, tmp_path / "out", **settings)
     monkeypatch.setattr(shards.jax, "process_index", lambda: 1)
-    with pytest.raises(InputError, match="2 of 30 images cannot be read, and max_skipped=0.05 allows fewer"):
-        features.embed_images(
-            backbone, source, tmp_path / "out", batch_size=4, shard_rows=8, max_skipped=0.05
-        )
+    with pytest.raises(
+        InputError, match=r"2 of 30 images cannot be read, and max_skipped=0\.05 allows fewer"
+    ):
+        features.embed_images(backbone, source, tmp_path / "out", **settings)
 
 
 MANY = """
