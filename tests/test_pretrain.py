@@ -10,12 +10,14 @@ import pytest
 from flax import nnx
 from interruption import stopped_after
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 import mlclip_jax
 from mlclip_jax import InputError
 from mlclip_jax.backbones.saving import clip_tokenizer, learn_merges
 from mlclip_jax.cli import main
 from mlclip_jax.configs import pretrain_captions, pretrain_scenes
+from mlclip_jax.data.augmentation import make_augment
 from mlclip_jax.data.scenes import Scenes, write_scenes
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.losses import contrastive_sum
@@ -199,6 +201,7 @@ def test_any_captioned_images_will_do(tmp_path):
     (tmp_path / "captions.csv").write_text("\n".join(["filename,caption", *lines]))
     config = tiny_config(pretrain_captions, vocabulary=600)
     config.images.source = f"table:{tmp_path / 'captions.csv'},images={tmp_path / 'images'}"
+    config.images.augment = "random_resized_crop,flip,cutout,rand_augment"
     config.model.text_config.max_position_embeddings = 8
     with pytest.warns(UserWarning, match="10 of the first 60 captions are longer than 8 tokens"):
         figures = pretrain(config, tmp_path / "run")
@@ -242,3 +245,23 @@ def test_the_head_is_left_out_without_a_weight():
     graph, with_head = split_module(Pretraining(model, 3, rngs=nnx.Rngs(0)))
     assert with_head["head"]["kernel"].shape == (32, 3)
     assert merge_module(graph, with_head).head is not None
+
+
+def test_augmented_images_follow_from_the_seed_and_the_position(tmp_path):
+    write_scenes(Scenes(0, 12, side=40), tmp_path)
+    source = read_table(tmp_path / "labels.csv", images=tmp_path / "images")
+    tokenizer = clip_tokenizer([])
+    model = clip_config(tiny_config().model, tokenizer)
+    augment = make_augment("random_resized_crop,flip,rand_augment")
+    settings = ConfigDict({"batch_size": 4, "steps": 6})
+
+    def pixels(seed, first=0, augment=augment):
+        examples = Examples(source, model, tokenizer, augment=augment, seed=seed)
+        return [batch.data["pixels"] for batch in examples.training_batches(12, settings, first)]
+
+    whole = pixels(1)
+    for one, other in zip(whole[2:], pixels(1, first=2), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(whole[0], pixels(2)[0])
+    assert not np.array_equal(whole[0], pixels(1, augment=None)[0])
+    assert whole[0].shape == pixels(1, augment=None)[0].shape
