@@ -69,13 +69,17 @@ def write_rn50(folder):
 
 
 @pytest.mark.parametrize(("write", "width"), [(write_vit_b_32, 512), (write_rn50, 1024)])
-def test_every_photograph_passes_a_full_size_clip(tmp_path, capsys, write, width):
+@pytest.mark.parametrize("number", [32, pytest.param(179, marks=pytest.mark.slow)])
+def test_photographs_pass_a_full_size_clip(tmp_path, capsys, write, width, number):
     clip = write(tmp_path / "clip")
-    images = PHOTOGRAPHS / "images"
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted((PHOTOGRAPHS / "images").glob("*.jpg"))[:number]:
+        (images / path.name).symlink_to(path)
     output = tmp_path / "out.npz"
     assert main(["embed", f"--backbone={clip}", f"--images={images}", f"--output={output}"]) == 0
-    assert f"179 embeddings of width {width}" in capsys.readouterr().out
+    assert f"{number} embeddings of width {width}" in capsys.readouterr().out
     stored = read_embeddings(output)
     with (PHOTOGRAPHS / "labels.csv").open() as file:
-        assert set(stored.names) == {row["filename"] for row in csv.DictReader(file)}
-    assert len(np.unique(stored.vectors, axis=0)) == 179
+        assert set(stored.names) <= {row["filename"] for row in csv.DictReader(file)}
+    assert len(np.unique(stored.vectors, axis=0)) == number

@@ -16,7 +16,7 @@ from mlclip_jax.data.sources import read_folder
 from mlclip_jax.features import encode_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity, needs_real_data]
-RUNS = 3  # in turn; what counts are the medians
+RUNS = 5  # in turn; what counts are the medians
 
 
 @pytest.fixture(scope="module")
