@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlclip_jax import metrics, recipes
+from mlclip_jax import InputError, metrics, recipes
 from mlclip_jax.adapters import make_adapter
 from mlclip_jax.calibration import METHODS, RULES
 from mlclip_jax.cli import COMMANDS
 from mlclip_jax.configs import ml_decoder, mmm_clip, tai
+from mlclip_jax.data.datasets import FORMATS, open_images
 from mlclip_jax.losses import LOSSES, constants
 from mlclip_jax.modules import split_trainable
 
@@ -68,3 +69,17 @@ def test_every_recipe_is_listed():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
         assert (Path(__file__).parents[1] / target).exists(), target
+
+
+def test_every_dataset_is_said_with_options_that_it_has():
+    """Each of the README's datasets is one that `open_images` takes, but for the files."""
+    said = set()
+    for spec in re.findall(r"`((?:table|voc|coco|nus_wide|tfds):[^`]+)`", README):
+        kind, _, rest = spec.partition(":")
+        said.add(kind)
+        options = dict(option.split("=", 1) for option in rest.split(",")[1:])
+        with pytest.raises(InputError) as raised:
+            open_images(spec.replace("data/", "/nowhere/"))
+        if rest:
+            assert "no option" not in str(raised.value), (spec, options)
+    assert said == FORMATS.keys()
