@@ -13,16 +13,10 @@ import pytest
 from PIL import Image
 
 from mlclip_jax import InputError
-from mlclip_jax.data.datasets import (
-    FORMATS,
-    VOC_LABELS,
-    open_images,
-    read_coco,
-    read_nus_wide,
-    read_tfds,
-    read_voc,
-)
+from mlclip_jax.data.benchmarks import VOC_LABELS, read_coco, read_nus_wide, read_voc
+from mlclip_jax.data.datasets import FORMATS, open_images
 from mlclip_jax.data.splits import split_source
+from mlclip_jax.data.tfds import read_tfds
 
 
 def a_jpeg(seed):
