@@ -81,7 +81,8 @@ def read_images(
 
 def embedded_once(source, backbone, folder, *, local=False, max_skipped=MAX_SKIPPED):
     """The embeddings of a source, made now or found in a subfolder of `folder` that is named after both."""
-    known = [source.folder, source.digest, source.changes(), image_origin(backbone), local]
+    origin = image_origin(backbone) | {"name": "", "revision": ""}  # its hash tells which it is
+    known = [source.folder, source.digest, source.changes(), origin, local]
     known = json.dumps(known, sort_keys=True)
     folder = Path(folder) / hashlib.sha256(known.encode()).hexdigest()[:16]
     embed_images(backbone, source, folder, local=local, max_skipped=max_skipped)

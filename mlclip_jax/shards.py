@@ -185,10 +185,11 @@ def _begin(folder, description):
             raise InputError(f"{folder} holds other files; name an empty folder")
     if manifest is not None:
         same = description.keys() - {"source", "remarks", "shard_rows"}
-        differing = [key for key in description if key in same and description[key] != manifest.get(key)]
+        was, now = _plain(manifest), _plain(description)
+        differing = [key for key in description if key in same and now[key] != was.get(key)]
         if differing:
             key = differing[0]
-            there, here = (json.dumps(m.get(key))[:200] for m in (manifest, description))
+            there, here = (json.dumps(of.get(key))[:200] for of in (was, now))
             raise InputError(
                 f"{folder} holds embeddings with another {key}: {there}, not {here}; "
                 "give another --output, or remove it"
@@ -197,6 +198,12 @@ def _begin(folder, description):
     manifest = description | {"complete": False}
     _write_manifest(folder, manifest)
     return manifest
+
+
+def _plain(manifest):
+    """A manifest without what its backbone is called: the hash tells which it is."""
+    origin = manifest["origin"] or {}
+    return manifest | {"origin": {k: v for k, v in origin.items() if k not in ("name", "revision")}}
 
 
 def _finish(folder, description, shards, skipped):

@@ -190,6 +190,13 @@ def test_other_work_in_the_same_folder_is_refused(backbone, photographs, tmp_pat
     assert len(embed(backbone, source, tmp_path / "out", shard_rows=24).vectors) == 30  # keeps those of 8
 
 
+def test_the_same_backbone_by_another_name_goes_on(clip, backbone, photographs, tmp_path):
+    source = read_table(photographs / "table.csv")
+    embed(backbone, source, tmp_path / "out")
+    shutil.copytree(clip, tmp_path / "moved")
+    assert len(embed(mlclip_jax.load_backbone(tmp_path / "moved"), source, tmp_path / "out").vectors) == 30
+
+
 def test_another_backbone_size_or_dataset_is_refused(clip, backbone, photographs, tmp_path):
     source = read_table(photographs / "table.csv")
     embed(backbone, source, tmp_path / "out")
