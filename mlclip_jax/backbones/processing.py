@@ -314,6 +314,7 @@ def _to_rgb(image, at_least=None):
         return read_image(image, at_least)
     if isinstance(image, Image.Image):
         try:
+            image.load()
             return upright_rgb(image)
         except Exception as error:  # a file that is opened decodes only now
             raise UnreadableImage(f"cannot use image {image}: {error}") from error
