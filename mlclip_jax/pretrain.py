@@ -213,6 +213,7 @@ class Examples:
         self.label_names = source.label_names
         self._size = side, side
         self._source, self._augment, self._seed = source, augment, seed
+        self._num_threads = 1 if isinstance(source, Scenes) else None  # drawing holds the interpreter's lock
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: the one given stays as it is
         self._tokenizer.enable_truncation(config.text_config.max_position_embeddings)
         self._tokenizer.enable_padding(
@@ -234,7 +235,9 @@ class Examples:
 
         order = TrainingOrder(self._seed, num_train, train.batch_size, first, train.steps)
         own = prepare if self._augment else lambda example, _: self._prepare(example)
-        return read_batches(self._source, order, train.batch_size, own, replace=num_train)
+        return read_batches(
+            self._source, order, train.batch_size, own, replace=num_train, num_threads=self._num_threads
+        )
 
     def batches(self, indices, batch_size):
         """`Batch`es of these examples, once each, with the same data."""
