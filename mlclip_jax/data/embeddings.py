@@ -28,6 +28,7 @@ ARRAY_NAMES = {
 # The folders of shards, as clip-retrieval names them; those of labels and local features are ours.
 IMAGES, TEXTS, METADATA, LABELS, LOCAL = "img_emb", "text_emb", "metadata", "labels", "local"
 MANIFEST = "manifest.json"
+LARGE = 1 << 30  # bytes: an .npy beyond is mapped into memory too
 BLOCK = 1 << 14  # rows that are held at once where all of a large array is walked through
 
 
@@ -171,9 +172,9 @@ def read_embeddings(path):
     """Reads embeddings of any maker.
 
     From an `.npz` whose arrays are named as in `ARRAY_NAMES` (a single two-dimensional float array needs no
-    particular name); an `.npy` of shape (N, D); or a folder of such, which are mapped into memory: one that
-    `mlclip embed` or clip-retrieval wrote, or of `.npy` files alone, in the order of the numbers in their
-    names.
+    particular name); an `.npy` of shape (N, D), mapped into memory if it is large; or a folder of such,
+    always mapped: one that `mlclip embed` or clip-retrieval wrote, or of `.npy` files alone, in the order
+    of the numbers in their names.
 
     Raises:
       InputError: the file is missing or damaged, holds no embeddings, holds NaN or infinity, or its
@@ -181,6 +182,8 @@ def read_embeddings(path):
     """
     if Path(path).is_dir():
         return _read_folder(Path(path))
+    if Path(path).suffix == ".npy" and Path(path).is_file() and Path(path).stat().st_size > LARGE:
+        return Embeddings(_matrix(path, [path]))
     arrays = read_arrays(path)
     origin = _checked_origin(arrays.pop("origin", None))
     vectors = _named(arrays, "vectors")
@@ -331,9 +334,7 @@ def _read_folder(folder):
             f"{folder} holds no embeddings: no .npy file, nor a folder {IMAGES} or {TEXTS} of them"
         )
     stored = None if manifest is None or manifest["dtype"] != "bfloat16" else "bfloat16"
-    vectors = Rows(paths, stored=stored)
-    if vectors.ndim != 2 or not len(vectors):
-        raise InputError(f"{folder} must hold arrays (N, D); they are {list(vectors.shape)} together")
+    vectors = _matrix(folder, paths, stored)
     names = labels = local = None
     metadata = [] if kind is None else list_shards(folder / METADATA, ".parquet")
     if metadata:
@@ -351,6 +352,13 @@ def _read_folder(folder):
         local = _rows_like(folder / LOCAL, vectors, stored=stored)
     label_names = tuple(manifest["label_names"]) or None
     return Embeddings(vectors, names, labels, label_names, manifest["origin"], local)
+
+
+def _matrix(path, files, stored=None):
+    vectors = Rows(files, stored=stored)
+    if vectors.ndim != 2 or not len(vectors):
+        raise InputError(f"{path} must hold arrays (N, D); they are {list(vectors.shape)} together")
+    return vectors
 
 
 def _rows_like(folder, vectors, *dtype, stored=None):

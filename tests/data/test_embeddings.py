@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mlclip_jax import InputError
+from mlclip_jax.data import embeddings
 from mlclip_jax.data.embeddings import read_embeddings
 
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -24,6 +25,17 @@ def test_npz_of_any_maker(tmp_path, key, dtype):
 def test_npy(tmp_path):
     np.save(tmp_path / "x.npy", VECTORS)
     np.testing.assert_array_equal(read_embeddings(tmp_path / "x.npy").vectors, VECTORS)
+
+
+def test_a_large_npy_is_mapped(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", VECTORS.astype(np.float16))
+    monkeypatch.setattr(embeddings, "LARGE", 0)
+    vectors = read_embeddings(tmp_path / "x.npy").vectors
+    assert isinstance(vectors, embeddings.Rows)
+    np.testing.assert_array_equal(vectors, VECTORS)
+    np.save(tmp_path / "x.npy", VECTORS[None])
+    with pytest.raises(InputError, match=r"must hold arrays \(N, D\); they are \[1, 3, 4\]"):
+        read_embeddings(tmp_path / "x.npy")
 
 
 def test_npz_with_labels_and_names(tmp_path):
