@@ -93,34 +93,28 @@ def write_shards(
                 f"{folder} was begun with shards of {rows}, which batches of {batch_size} do not fill; "
                 "give the --batch_size of before"
             )
-        own = shards[process::num_processes]
-        done = [shard for shard in own if shard_path(folder, METADATA, shard).is_file()]
+        own = {s: range(s * rows, min((s + 1) * rows, number)) for s in shards[process::num_processes]}
+        done = {shard for shard in own if shard_path(folder, METADATA, shard).is_file()}
         for shard in done:
             skipped.add(_read_skipped(folder, shard))
-        missing = sorted(set(own) - set(done))
-        spans = [range(shard * rows, min((shard + 1) * rows, number)) for shard in missing]
-        total = sum(min((shard + 1) * rows, number) - shard * rows for shard in own)
+        spans = [span for shard, span in own.items() if shard not in done]
+        total = sum(map(len, own.values()))
         kind = "texts" if description["kind"] == TEXTS else "images"
         with (
             ThreadPoolExecutor(1) as writer,
             progress_bar(total, "embedding", kind, done=total - sum(map(len, spans))) as bar,
         ):
-            if done and missing:
+            if done and spans:
                 print(f"{folder}: {bar.n} of {total} {kind} were embedded before", file=sys.stderr)
-            _fill_shards(folder, description, spans, encode, known, skipped, writer, bar)
+            if spans:
+                indices = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+                with contextlib.closing(encode(indices)) as outputs_of:
+                    _fill_shards(folder, description, spans, outputs_of, known, skipped, writer, bar)
         _finish(folder, description, shards, skipped)
 
 
-def _fill_shards(folder, description, spans, encode, known, skipped, writer, bar):
+def _fill_shards(folder, description, spans, outputs_of, known, skipped, writer, bar):
     """Fills one shard after the other, and writes each while the next is computed."""
-    if not spans:
-        return
-    every = np.concatenate([np.arange(span.start, span.stop) for span in spans])
-    with contextlib.closing(encode(every)) as outputs_of:
-        _fill_spans(folder, description, spans, outputs_of, known, skipped, writer, bar)
-
-
-def _fill_spans(folder, description, spans, outputs_of, known, skipped, writer, bar):
     dtype, rows = jnp.dtype(description["dtype"]), description["shard_rows"]
     writing = None
     for span in spans:

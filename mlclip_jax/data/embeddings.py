@@ -29,7 +29,7 @@ ARRAY_NAMES = {
 IMAGES, TEXTS, METADATA, LABELS, LOCAL = "img_emb", "text_emb", "metadata", "labels", "local"
 MANIFEST = "manifest.json"
 LARGE = 1 << 30  # bytes: an .npy beyond is mapped into memory too
-BLOCK = 1 << 14  # rows that are held at once where all of a large array is walked through
+BLOCK = 1 << 25  # bytes that are held at once where all of a large array is walked through
 
 
 class Embeddings(NamedTuple):
@@ -264,8 +264,9 @@ def write_embeddings(path, embeddings):
 
 def blocks(array):
     """An array or `Rows`, a block of its rows at a time, so that no more is held in memory."""
-    for start in range(0, len(array), BLOCK):
-        yield np.asarray(array[start : start + BLOCK])
+    rows = max(1, BLOCK * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), rows):
+        yield np.asarray(array[start : start + rows])
 
 
 def shard_path(folder, kind, shard):
