@@ -65,6 +65,8 @@ def get_config(variant="full"):
     config.train.log_every = 20  # steps
     config.train.evaluate_every = 500  # steps; 0: only at the end
     config.train.checkpoint_every = 500  # steps
+    config.train.max_skipped_steps = 0  # with a loss or gradient that is not finite; one more ends the run
+    config.train.stall_seconds = 1_800  # without progress, until a process ends; 0: never
 
     if variant == "short":
         config.scenes.number = 2_000

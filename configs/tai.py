@@ -82,7 +82,12 @@ def get_config(variant="embeddings"):
     config.train.steps = 3_000
     config.train.batch_size = 64  # over all devices
     config.train.parallel = "shard_map"  # or "pmap"
+    config.train.label_shards = (
+        1  # devices that share the labels, for many thousands; the batch has the others
+    )
     config.train.log_every = 100  # steps
     config.train.evaluate_every = 0  # steps; 0: only at the end
     config.train.checkpoint_every = 1_000  # steps
+    config.train.max_skipped_steps = 0  # with a loss or gradient that is not finite; one more ends the run
+    config.train.stall_seconds = 1_800  # without progress, until a process ends; 0: never
     return config

@@ -23,6 +23,7 @@ from mlclip_jax.report import markdown_table
 from mlclip_jax.runs import (
     EMBEDDED,
     count_trained_on,
+    define_checkpoint,
     digest_parameters,
     load_backbone_for,
     read_run,
@@ -37,7 +38,7 @@ def main(values):
         raise InputError("--target=0.9 goes with --rule=precision and --rule=recall, and these need it")
     if values.target == 0:
         raise InputError("--target=0 is reached by everything; give a precision or recall above it")
-    run = read_run(values.workdir, calibrated=False)
+    run = read_run(values.workdir, calibrated=False, checkpoint=values.checkpoint)
     source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
     local = reads_local(run["config"].adapter)
     images = read_images(
@@ -91,6 +92,7 @@ def _print(label_names, images, calibration, before, after):
 
 def define_flags(values, _):
     flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
+    define_checkpoint(values)
     flags.DEFINE_string(
         "embeddings", None, "embeddings of held-out images, a file or a folder", flag_values=values
     )

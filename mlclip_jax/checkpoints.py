@@ -1,47 +1,74 @@
 """Checkpoints of a run, through orbax's v1 API: what is trained, and the fingerprint of what is frozen."""
 
+import contextlib
+import logging
+import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from mlclip_jax.errors import InputError
+from mlclip_jax.parallel import everywhere, is_first
+from mlclip_jax.progress import note
+
+UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by bytes
+METRIC = "mAP_percent"  # of an evaluation; the checkpoint with the highest is kept
 
 
 class Checkpoints:
     """The checkpoints in a folder; a context manager that waits for pending saves when it is left.
 
-    A save returns at once and is written in the background, to a temporary name that is renamed when it is
-    whole: a killed run leaves the checkpoint before it.
+    A save returns once the arrays are copied, and is written in the background, to a temporary name that is
+    renamed when it is whole: a killed run leaves the checkpoint before it. Of several processes all must make
+    the same calls, and see the same folder.
 
     Args:
       folder: where they are kept, one subfolder per step.
       frozen: fingerprint of what was frozen in training (see `weights.fingerprint`), with the hash of the
         `labels`, and where it matters that of the `examples`.
-      read_only: leave the folder as it is; a run may be writing there. Only one process may do otherwise.
-      keep: how many of the latest are kept.
+      config: of the run, a dict that is kept with each of them.
+      read_only: leave the folder as it is; a run may be writing there. Only one run may do otherwise.
+      keep: how many of the latest are kept, beside the best.
 
     Raises:
       InputError: there is no checkpoint to read.
     """
 
-    def __init__(self, folder, frozen, *, read_only=False, keep=2):
+    def __init__(self, folder, frozen, *, config=None, read_only=False, keep=2):
         if read_only and not any(path.name.isdigit() for path in Path(folder).glob("*")):
             raise InputError(f"no checkpoint in {folder}: start the command of this run again")
-        self._frozen = frozen
-        self._checkpointer = ocp.training.Checkpointer(
-            Path(folder).absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        self.folder = Path(folder).absolute()
+        self._kept_with_each = {"frozen": frozen, "config": config or {}}
+        self._read_only, self._keep = read_only, keep
+        self._pending = None
+        self._checkpointer = self._open()
+
+    def _open(self):
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[METRIC], n=1, keep_checkpoints_without_metrics=False
+        )
+        return ocp.training.Checkpointer(
+            self.folder,
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
             # The caller decides when to save.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=not read_only,
+            cleanup_tmp_directories=not self._read_only,
         )
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._checkpointer.close()
+    def __exit__(self, kind, *_):
+        try:
+            with self._refusing_what_cannot_be_written():
+                self._checkpointer.close()
+        except Exception:
+            if kind is None:  # otherwise what went wrong before says more
+                raise
 
     @property
     def latest_step(self):
@@ -50,45 +77,195 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     @property
-    def folder(self):
-        """Where they are kept."""
-        return self._checkpointer.directory
+    def best(self):
+        """Step and metric of the checkpoint with the highest metric; None, None where none has one."""
+        scored = [(c.metrics[METRIC], c.step) for c in self._checkpointer.checkpoints if c.metrics]
+        metric, step = max(scored, default=(None, None))
+        return step, metric
 
-    def save(self, step, state):
-        """Saves a dict of trees of arrays, as of after `step` steps."""
-        self._checkpointer.save_checkpointables_async(step, state, custom_metadata={"frozen": self._frozen})
+    def save(self, step, state, metric=None):
+        """Saves a dict of trees of arrays, as of after `step` steps.
 
-    def restore(self, abstract_state):
-        """The newest checkpoint: those trees of it that `abstract_state` holds, placed as it says.
+        Args:
+          step: how many steps were done.
+          state: may be given up afterwards.
+          metric: of an evaluation of this state.
 
         Raises:
-          InputError: there is no checkpoint, it cannot be read, or it was trained on other frozen weights.
+          InputError: it, or the one before it, cannot be written.
         """
-        self._checkpointer.wait()  # for a save that is still being written
-        folder, step = self.folder, self.latest_step
-        if step is None:
-            raise InputError(f"no checkpoint in {folder}: train first")
-        try:
-            frozen = self._checkpointer.metadata(step).custom_metadata["frozen"]
-            compared = {"sha256", "labels", "examples"} & self._frozen.keys()
-            matches = all(frozen.get(key) == self._frozen[key] for key in compared)
-            if matches:
-                return self._checkpointer.load_checkpointables(step, abstract_state)
-        except Exception as error:  # orbax has no common base for what a damaged checkpoint raises
+        self.check()
+        metrics = None if metric is None else {METRIC: metric}
+        known = self._kept_with_each | {"checksums": {name: checksums(tree) for name, tree in state.items()}}
+        with self._refusing_what_cannot_be_written():
+            self._pending = self._checkpointer.save_checkpointables_async(
+                step,
+                dict(state),
+                metrics=metrics,
+                custom_metadata=known,  # orbax adds to it
+            )
+
+    def check(self):
+        """Finds out, without waiting, whether what is written in the background has failed.
+
+        Raises:
+          InputError: it has.
+        """
+        if self._pending is not None:
+            with self._refusing_what_cannot_be_written(), contextlib.suppress(TimeoutError):
+                self._pending.result(timeout=0)
+                self._pending = None
+
+    def wait(self):
+        """Waits until what was saved is whole on the disk.
+
+        Raises:
+          InputError: it cannot be written.
+        """
+        with self._refusing_what_cannot_be_written():
+            self._checkpointer.wait()
+
+    def restore(self, abstract_state, step=None):
+        """The newest checkpoint that can be read, and its step; or that of `step` alone.
+
+        One that is damaged is reported, and set aside under another name, unless the folder is to be left as
+        it is; then the one before it is taken.
+
+        Args:
+          abstract_state: what to read: trees of shapes, dtypes and shardings (see `abstract`).
+          step: which, or None.
+
+        Raises:
+          InputError: there is none, none can be read, or it was trained on other frozen weights or settings.
+        """
+        self.wait()
+        steps = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        if not steps:
+            raise InputError(f"no checkpoint in {self.folder}: train first")
+        if step is not None and step not in steps:
             raise InputError(
-                f"cannot read the checkpoint {folder}/{step} ({type(error).__name__}); "
-                "if it is damaged, remove it to go on from the one before; if other settings or another "
-                "version made it, give another --workdir"
-            ) from error
+                f"no checkpoint of step {step} in {self.folder}; there are {', '.join(map(str, steps))}"
+            )
+        reasons, candidates = [], [step] if step is not None else steps[::-1]
+        for candidate in candidates:
+            state, reason = None, "another process could not read it"
+            try:
+                with _quiet():
+                    state = self._load(candidate, abstract_state)
+            except InputError:
+                raise
+            except Exception as error:  # orbax has no common base for what a damaged checkpoint raises
+                while error.__cause__ is not None:
+                    error = error.__cause__
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if everywhere(state is not None):
+                return candidate, state
+            reasons.append(f"{candidate} ({reason})")
+            if candidate != candidates[-1]:
+                note(f"warning: the checkpoint {self.folder}/{candidate} is damaged ({reason})")
+                if not self._read_only:
+                    self._set_aside(candidate)
         raise InputError(
-            f"the checkpoint in {folder} was trained on {describe(frozen)}, "
-            f"not on {describe(self._frozen)}; give what it was trained on, or another --workdir"
+            f"cannot read the checkpoint {self.folder}/{'; '.join(reasons)}; if it is damaged, restore it, "
+            "or remove the folder to begin anew; if another version made it, give another --workdir"
         )
+
+    def _load(self, step, abstract_state):
+        frozen = self._kept_with_each["frozen"]
+        there = self._checkpointer.checkpointables_metadata(step)
+        trained_on = there.custom_metadata["frozen"]
+        compared = {"sha256", "labels", "examples"} & frozen.keys()
+        if any(trained_on.get(key) != frozen[key] for key in compared):
+            raise InputError(
+                f"the checkpoint in {self.folder} was trained on {describe(trained_on)}, "
+                f"not on {describe(frozen)}; give what it was trained on, or another --workdir"
+            )
+        for name, tree in abstract_state.items():
+            if there.metadata[name] is None:  # orbax has logged why
+                raise ValueError(f"its {name} cannot be read")
+            found, wanted = _shapes(there.metadata[name]), _shapes(tree)
+            if found != wanted:
+                path = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
+                there, here = found.get(path, "no such array"), wanted.get(path, "none")
+                raise InputError(
+                    f"the checkpoint {self.folder}/{step} was made by other settings or another version: "
+                    f"of its {name}, {path} is {there}, not {here}; give another --workdir"
+                )
+        state = self._checkpointer.load_checkpointables(step, abstract_state)
+        for name, tree in state.items():
+            if checksums(tree) != there.custom_metadata["checksums"][name]:
+                raise ValueError(f"its {name} are not those that were saved")
+        return state
+
+    def _set_aside(self, step):
+        self._checkpointer.close()
+        if is_first():
+            place = self.folder / f"damaged-{step}"
+            shutil.rmtree(place, ignore_errors=True)  # of the same step, another time
+            (self.folder / str(step)).rename(place)
+        everywhere(True)  # none looks before it is gone
+        self._checkpointer = self._open()
+
+    @contextlib.contextmanager
+    def _refusing_what_cannot_be_written(self):
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            # What writes arrays has exceptions of its own, which quote the system's.
+            if isinstance(error, TimeoutError) or not (isinstance(error, OSError) or "OS error" in reason):
+                raise
+            raise InputError(
+                f"cannot write checkpoints in {self.folder} ({reason[:300]}); make room or mend it, and "
+                "start again: the run goes on from the last whole one"
+            ) from error
 
 
 def abstract(tree, sharding):
-    """Shapes and dtypes of a tree of arrays, each with `sharding`, for `Checkpoints.restore`."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    """Shapes and dtypes of a tree of arrays, for `Checkpoints.restore`.
+
+    Args:
+      tree: of arrays.
+      sharding: of all of them, or a tree of one for each.
+    """
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _, sharding=sharding: sharding, tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding)
+
+
+def checksums(tree):
+    """A number for each array of a tree, of the bits of all its values: what a disk did to them shows.
+
+    Computed on the devices, so that what is split over processes is not gathered.
+    """
+    return np.asarray(_checksums(jax.tree.leaves(tree))).tolist()
+
+
+@jax.jit
+def _checksums(arrays):
+    def add_bits(array):
+        bits = jax.lax.bitcast_convert_type(array, UNSIGNED[array.dtype.itemsize])
+        return jnp.sum(bits, dtype=jnp.uint32)
+
+    return jnp.stack([add_bits(array) for array in arrays])
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps what orbax logs of a damaged checkpoint, which is reported here, off the terminal."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _shapes(tree):
+    """A dict from the path of each array to its shape."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(x.shape) for path, x in leaves}
 
 
 def describe(frozen):

@@ -8,7 +8,7 @@ import threading
 import warnings
 
 from mlclip_jax import __version__
-from mlclip_jax.errors import InputError
+from mlclip_jax.errors import InputError, Preempted
 
 # Each command's module defines `define_flags(values, argv)` and `main(values)`.
 COMMANDS = {
@@ -26,6 +26,7 @@ COMMANDS = {
     ),
     "demo": ("mlclip_jax.demo", "the main job on the built-in world, from images to a table"),
 }
+RESTART = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
 USAGE = "\n".join(
     [
         "usage: mlclip <command> [--flags]",
@@ -49,7 +50,11 @@ def run():
 
 
 def main(argv):
-    """Runs a command; returns the exit code: 0, 2 for what the user must mend, 130 when interrupted."""
+    """Runs a command; returns the exit code.
+
+    0; 2 for what the user must mend; 75 for a run that was told to stop, and that goes on when it is started
+    again; 130 when interrupted from the keyboard.
+    """
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if argv else 2
@@ -69,7 +74,16 @@ def main(argv):
             return 0
         from mlclip_jax.recipes import parse_flags
 
-        command.main(parse_flags([f"mlclip {name}", *arguments], command.define_flags))
+        values = parse_flags([f"mlclip {name}", *arguments], command.define_flags)
+        if "multihost" in values:
+            from mlclip_jax.parallel import start_processes
+
+            start_processes(values)
+        command.main(values)
+    except Preempted as stopped:
+        print(f"mlclip {name}: {stopped}", file=sys.stderr)
+        _leave_processes()
+        return RESTART
     except InputError as error:
         print(f"mlclip {name}: error: {error}", file=sys.stderr)
         return 2
@@ -80,6 +94,14 @@ def main(argv):
         print(f"mlclip {name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _leave_processes():
+    """Waits for the others that are stopping too: who leaves first would take them for crashed."""
+    import jax
+
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
 
 
 def _interrupt_again(unraisable):

@@ -16,6 +16,7 @@ from mlclip_jax.examples import backbone_of, read_images
 from mlclip_jax.features import define_max_skipped
 from mlclip_jax.files import replacing
 from mlclip_jax.metrics import bootstrap_mean_average_precision, mean_average_precision
+from mlclip_jax.parallel import is_first
 from mlclip_jax.progress import progress_bar
 from mlclip_jax.report import markdown_table
 from mlclip_jax.runs import (
@@ -23,6 +24,7 @@ from mlclip_jax.runs import (
     carry_over,
     count_calibrated_on,
     count_trained_on,
+    define_checkpoint,
     load_backbone_for,
     probabilities_of,
     read_run,
@@ -45,7 +47,7 @@ _bootstrap = jax.jit(bootstrap_mean_average_precision, static_argnums=(3, 4))
 def main(values):
     """mlclip evaluate --workdir=RUN[,RUN...] [--embeddings=FILE | --images=FOLDER] [--labels=FILE] ..."""
     workdirs = [workdir for given in values.workdir for workdir in given.split(",")]
-    runs = [read_run(workdir) for workdir in workdirs]
+    runs = [read_run(workdir, checkpoint=values.checkpoint) for workdir in workdirs]
     config = runs[0]["config"]
     load_backbone = functools.cache(lambda: load_backbone_for(runs[0]))
     if values.classes:
@@ -89,7 +91,7 @@ def compare(runs, images, num_samples=1000, protocol="ap"):
             raise InputError(
                 f"{runs[0]['workdir']} and {run['workdir']} were trained on different class texts"
             )
-        if run["step"] < run["config"].train.steps:
+        if run["step"] < run["config"].train.steps and run["checkpoint"] == "latest":
             steps = f"step {run['step']} of {run['config'].train.steps}"
             raise InputError(f"{run['workdir']} stopped at {steps}; start its command again to finish it")
         twin = trained.setdefault(json.dumps(_settings(run), sort_keys=True), run["workdir"])
@@ -199,6 +201,8 @@ def _write_evaluation(run, scores, cosine, labels, described, protocol):
     figures = {
         scoring: 100 * float(mean_average_precision(s, labels, protocol)[0]) for scoring, s in ranked.items()
     }
+    if not is_first():
+        return
     content = {
         "step": run["step"],
         "mAP": figures,
@@ -264,6 +268,7 @@ def define_flags(values, _):
         "text file, a label per line: score these labels, not the run's own, with an adapter that reads them",
         flag_values=values,
     )
+    define_checkpoint(values)
     flags.DEFINE_enum("protocol", "ap", list(metrics.PROTOCOLS), "of average precision", flag_values=values)
     flags.DEFINE_integer("bootstrap", 1000, "resamples of the intervals", lower_bound=1, flag_values=values)
     define_max_skipped(values)

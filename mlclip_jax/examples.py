@@ -13,6 +13,7 @@ from mlclip_jax.data.pipeline import MAX_SKIPPED
 from mlclip_jax.data.tables import labels_in_order, read_labels
 from mlclip_jax.errors import InputError
 from mlclip_jax.features import embed_images, image_origin
+from mlclip_jax.parallel import all_or_none
 
 
 def read_images(
@@ -85,7 +86,8 @@ def embedded_once(source, backbone, folder, *, local=False, max_skipped=MAX_SKIP
     known = [source.folder, source.digest, source.changes(), origin, local]
     known = json.dumps(known, sort_keys=True)
     folder = Path(folder) / hashlib.sha256(known.encode()).hexdigest()[:16]
-    embed_images(backbone, source, folder, local=local, max_skipped=max_skipped)
+    with all_or_none():  # of several processes, each embeds its share
+        embed_images(backbone, source, folder, local=local, max_skipped=max_skipped)
     return read_embeddings(folder)
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -23,7 +22,8 @@ from mlclip_jax.data.pipeline import MAX_SKIPPED, OnceOrder, Skipped, read_batch
 from mlclip_jax.data.sources import read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder
-from mlclip_jax.progress import progress_bar
+from mlclip_jax.parallel import define_process_flags
+from mlclip_jax.progress import note, progress_bar
 from mlclip_jax.shards import SHARD_ROWS, SKIPPED, describe_work, write_shards
 from mlclip_jax.texts.templates import check_template, fill
 
@@ -120,9 +120,9 @@ def embed_in_memory(backbone, source, *, local=False, max_skipped=MAX_SKIPPED):
 def report(source, skipped):
     """Says on standard error what a source left out, and which images could not be read."""
     for remark in source.remarks:
-        print(f"{source.title}: {remark}", file=sys.stderr)
+        note(f"{source.title}: {remark}")
     if skipped.reasons:
-        print(skipped, file=sys.stderr)
+        note(skipped)
 
 
 def embed_names(backbone, names, template):
@@ -319,6 +319,7 @@ def define_flags(values, _):
         "shard_rows", SHARD_ROWS, "images in one file, at most", lower_bound=1, flag_values=values
     )
     define_reading_flags(values)
+    define_process_flags(values)
     flags.mark_flags_as_required(["backbone", "output"], values)
 
 

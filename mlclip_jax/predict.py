@@ -21,6 +21,7 @@ from mlclip_jax.progress import progress_bar
 from mlclip_jax.report import draw_predictions
 from mlclip_jax.runs import (
     carry_over,
+    define_checkpoint,
     load_backbone_for,
     probabilities_of,
     read_run,
@@ -32,13 +33,14 @@ DRAWN = 48  # images in a picture, at most
 FORMATS = (".csv", ".jsonl")
 
 
-def load(workdir, *, backbone=None):
+def load(workdir, *, backbone=None, checkpoint="latest"):
     """Loads a trained run, to label images with.
 
     Args:
       workdir: folder of the run.
       backbone: folder or name of the backbone that made the embeddings it was trained on; by default the one
         that the run names.
+      checkpoint: see `runs.read_run`.
 
     Returns:
       A `Predictor`.
@@ -52,7 +54,7 @@ def load(workdir, *, backbone=None):
       >>> [run.label_names[k] for k in (probabilities[0] >= run.thresholds).nonzero()[0]]
       ['anchor', 'umbrella']
     """
-    run = read_run(workdir)
+    run = read_run(workdir, checkpoint=checkpoint)
     return Predictor(run, load_backbone_for(run, backbone))
 
 
@@ -135,7 +137,7 @@ def main(values):
     """mlclip predict --workdir=RUN --images=FILE_OR_FOLDER --output=FILE.csv [--picture=FILE.png]"""
     _check_outputs(values)
     source = find_images(values.images)
-    predictor = load(values.workdir, backbone=values.backbone)
+    predictor = load(values.workdir, backbone=values.backbone, checkpoint=values.checkpoint)
     if values.classes:
         predictor = predictor.with_labels(read_lines(values.classes))
     skipped = Skipped(source.names, Path(f"{values.output}.skipped.jsonl"), values.max_skipped)
@@ -225,6 +227,7 @@ def _thumbnail(data, side=192):
 
 def define_flags(values, _):
     flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
+    define_checkpoint(values)
     flags.DEFINE_multi_string(
         "images",
         None,

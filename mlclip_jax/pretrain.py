@@ -8,7 +8,6 @@ import contextlib
 import functools
 import json
 import math
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -36,20 +35,38 @@ from mlclip_jax.data.pipeline import (
     OnceOrder,
     Skipped,
     TrainingOrder,
+    batch_indices,
     read_batches,
 )
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Difficulty, Scenes
 from mlclip_jax.errors import InputError
-from mlclip_jax.files import locked, make_folder, replacing
-from mlclip_jax.loop import resume, run_conditions, run_steps, update
+from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.loop import initial_state, resume, run_conditions, run_steps, update
 from mlclip_jax.losses import binary_cross_entropy, contrastive_sum
 from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.modules import merge_module, split_module
-from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
+from mlclip_jax.parallel import (
+    AXIS,
+    all_or_none,
+    check_shared,
+    data_parallel,
+    define_process_flags,
+    describe_mesh,
+    gather_rows,
+    held_by_this_run,
+    is_first,
+    local_copy,
+    make_mesh,
+    own_rows,
+    place_shares,
+    replicated,
+)
+from mlclip_jax.progress import note
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
 from mlclip_jax.zero_shot import cosine_scores, modality_gap
 
 CAPTIONS_READ = 10_000  # to learn the tokenizer from
+SKIPPED = "skipped.jsonl"
 FIXED_TOKENS = 514  # every byte, every byte at the end of a word, start and end
 
 
@@ -75,12 +92,16 @@ def pretrain(config, workdir):
     Raises:
       InputError: the recipe, its source or the folder cannot be used.
     """
+    _check(config, jax.device_count())
     mesh = make_mesh()
-    _check(config, mesh.size)
-    make_folder(workdir)
     workdir = Path(workdir)
-    recipes.check_same_run(workdir, config, MAY_CHANGE)
-    source = open_source(config)
+    with all_or_none():
+        make_folder(workdir)
+        recipes.check_same_run(workdir, config, MAY_CHANGE)
+    check_shared(workdir)
+    note(describe_mesh(mesh, config.train.batch_size))
+    with all_or_none():
+        source = open_source(config)
     num_train = source.cut(config.evaluation.number)
     if num_train < 1:
         raise InputError(
@@ -105,7 +126,9 @@ def pretrain(config, workdir):
         )
     augment = make_augment(config.images.augment) if "images" in config else None
     examples = Examples(source, model_config, tokenizer, augment=augment, seed=config.seed)
-    skipped = Skipped(source.names, workdir / "skipped.jsonl", config.max_skipped)
+    skipped = Skipped(source.names, workdir / SKIPPED, config.max_skipped)
+    if not is_first():  # each process reads examples of its own
+        skipped.path = workdir / f"process-{jax.process_index()}-{SKIPPED}"
 
     graph, parameters = split_module(
         Pretraining(
@@ -115,12 +138,18 @@ def pretrain(config, workdir):
         )
     )
     optimizer = make_optimizer(config)
-    with jax.numpy_dtype_promotion("standard"):
-        state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
-    step_function = make_pretrain_step(graph, optimizer, config.loss, examples.image_processor.normalise)
-    run_on_devices = data_parallel(make_single(step_function), config.train.parallel, mesh)
+    state = initial_state(parameters, optimizer)
+    step_function = make_pretrain_step(
+        graph,
+        optimizer,
+        config.loss,
+        examples.image_processor.normalise,
+        may_skip=config.train.max_skipped_steps > 0,
+    )
+    run_on_devices = data_parallel(make_single(step_function), config.train.parallel, mesh, split_data=True)
 
-    rows = np.arange(config.train.batch_size, dtype=np.int32)[None]
+    share = config.train.batch_size // mesh.size
+    rows = np.tile(np.arange(share, dtype=np.int32), mesh.size)[None]
     batches, closing = None, contextlib.ExitStack()  # of one step after the other, read ahead
 
     def run_chunk(state, first, end):
@@ -135,7 +164,7 @@ def pretrain(config, workdir):
             if batch.skipped:
                 skipped.add(batch.skipped)
                 skipped.write()
-            data = jax.device_put(batch.data, replicated(mesh))
+            data = place_shares(batch.data, share, mesh)
             state, own = run_on_devices(state, {}, data, rows, np.array([step], np.int32))
             jax.block_until_ready(metrics[-1:])  # one step ahead is enough; more would only fill memory
             metrics.append(own)
@@ -144,20 +173,28 @@ def pretrain(config, workdir):
         return state, {name: [own[name] for own in metrics] for name in metrics[0]} | {"seconds": seconds}
 
     def evaluate(state):
-        return zero_shot_figures(graph, state["parameters"], examples, range(num_train, len(source)), skipped)
+        own = local_copy(state["parameters"], mesh)
+        return zero_shot_figures(graph, own, examples, range(num_train, len(source)), skipped)
+
+    def names_of(t):
+        order = batch_indices(config.seed, t, num_train, config.train.batch_size)
+        return [source.names[i] for i in order]
 
     frozen = {  # nothing of the model is; but what it learns from must stay the same
         "name": "pre-training",
         "revision": "",
         "sha256": source.digest,
     }
-    with locked(workdir), closing, Checkpoints(workdir / "checkpoints", frozen) as checkpoints:
+    checkpoints = Checkpoints(workdir / "checkpoints", frozen, config=json.loads(config.to_json()))
+    with held_by_this_run(workdir), closing, checkpoints:
         step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
         if step:
             skipped.read()
-        recipes.write_config(workdir, config)
+        with all_or_none():
+            if is_first():
+                recipes.write_config(workdir, config)
         log_path = workdir / "metrics.jsonl"
-        state = run_steps(run_chunk, state, step, config.train, checkpoints, log_path, evaluate)
+        state = run_steps(run_chunk, state, step, config.train, checkpoints, log_path, evaluate, names_of)
         log = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
         figures = {
             "examples": config.train.steps * config.train.batch_size,
@@ -170,11 +207,14 @@ def pretrain(config, workdir):
         }
         skipped.write()
         if skipped.reasons:
-            print(skipped, file=sys.stderr)
+            note(skipped)
         folder = workdir / "clip"
-        save_clip(folder, model_config, state["parameters"]["clip"], tokenizer, examples.image_processor)
-        with replacing(folder / "figures.json") as temporary:
-            temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        with all_or_none():
+            if is_first():
+                trained = local_copy(state["parameters"]["clip"], mesh)
+                save_clip(folder, model_config, trained, tokenizer, examples.image_processor)
+                with replacing(folder / "figures.json") as temporary:
+                    temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
 
 
@@ -211,6 +251,7 @@ class Examples:
             std=CLIP_STD,
         )
         self.label_names = source.label_names
+        self.width = config.projection_dim
         self._size = side, side
         self._source, self._augment, self._seed = source, augment, seed
         self._num_threads = 1 if isinstance(source, Scenes) else None  # drawing holds the interpreter's lock
@@ -223,7 +264,7 @@ class Examples:
         )
 
     def training_batches(self, num_train, train, first):
-        """`Batch`es of the first `num_train` examples, for one step after the other from `first` on.
+        """This process's `Batch`es of the first `num_train` examples, step after step from `first` on.
 
         Their data are `pixels` uint8 (b, h, w, 3), `token_ids` int32 (b, T) and `labels` int8 (b, K). The
         noise of an augmentation depends on the seed and the example's position in the run.
@@ -233,10 +274,11 @@ class Examples:
             random = np.random.default_rng([self._seed, AUGMENTATION, position])
             return self._prepare(example, lambda image: self._augment(random, image, self._size))
 
-        order = TrainingOrder(self._seed, num_train, train.batch_size, first, train.steps)
+        size, processes = train.batch_size, (jax.process_index(), jax.process_count())
+        order = TrainingOrder(self._seed, num_train, size, first, train.steps, *processes)
         own = prepare if self._augment else lambda example, _: self._prepare(example)
         return read_batches(
-            self._source, order, train.batch_size, own, replace=num_train, num_threads=self._num_threads
+            self._source, order, size // processes[1], own, replace=num_train, num_threads=self._num_threads
         )
 
     def batches(self, indices, batch_size):
@@ -323,7 +365,7 @@ def make_optimizer(config):
     return optax.chain(optax.clip_by_global_norm(settings.max_norm), muon)
 
 
-def make_pretrain_step(graph, optimizer, loss_settings, normalise):
+def make_pretrain_step(graph, optimizer, loss_settings, normalise, *, may_skip=False):
     """The step of one device, `step(state, frozen, batch, step) -> (state, metrics)`; see `train.py`.
 
     Args:
@@ -331,6 +373,7 @@ def make_pretrain_step(graph, optimizer, loss_settings, normalise):
       optimizer: an `optax.GradientTransformation`.
       loss_settings: `max_scale`, of the cosines, and `auxiliary`, the weight of the label loss.
       normalise: uint8 pixels to what the image tower takes.
+      may_skip: see `loop.update`.
     """
 
     def pretrain_step(state, frozen, batch, step):
@@ -354,7 +397,7 @@ def make_pretrain_step(graph, optimizer, loss_settings, normalise):
         (total, (count, *parts, scale)), gradient = jax.value_and_grad(loss, has_aux=True)(
             state["parameters"]
         )
-        state, metrics = update(optimizer, state, total, count, gradient)
+        state, metrics = update(optimizer, state, total, count, gradient, may_skip=may_skip)
         # Without a cap the temperature may vanish (Radford et al. 2021, section 2.5). The parameter itself is
         # held below it, so that what is saved is what was trained, and may come down again.
         clip = state["parameters"]["clip"]
@@ -381,21 +424,31 @@ def make_single(step_function):
 
 
 def zero_shot_figures(graph, parameters, examples, indices, skipped, batch_size=250):
-    """Held-out examples under plain cosine: `mAP_percent` where one has a label, and `modality_gap`."""
+    """Held-out examples under plain cosine: `mAP_percent` where one has a label, and `modality_gap`.
+
+    Of several processes, each embeds its share, and all get the figures of all.
+    """
     if not len(indices):
         return {}
     encode_images, encode_texts = _encoders(graph, examples.image_processor)
-    images, texts, labels = [], [], []
-    for batch in examples.batches(indices, min(batch_size, len(indices))):
+    own = indices[own_rows(len(indices), batch_size)]
+    images, texts = ([np.empty((0, examples.width), np.float32)] for _ in range(2))
+    labels = [np.empty((0, len(examples.label_names)), np.int8)]
+    for batch in examples.batches(own, min(batch_size, len(indices))) if len(own) else ():
         skipped.add(batch.skipped)
         there = batch.indices >= 0
         if np.any(there):
             images.append(np.asarray(encode_images(parameters, batch.data["pixels"]))[there])
             texts.append(np.asarray(encode_texts(parameters, batch.data["token_ids"]))[there])
             labels.append(batch.data["labels"][there])
-    if not images:
+    there = np.ones(sum(map(len, images)), bool)
+    images, texts, labels, there = (
+        gather_rows(rows, len(indices), batch_size)
+        for rows in (*map(np.concatenate, (images, texts, labels)), there)
+    )
+    images, texts, labels = images[there], texts[there], labels[there]
+    if not len(images):
         return {}
-    images, texts, labels = map(np.concatenate, (images, texts, labels))
     figures = {"modality_gap": float(modality_gap(images, texts))}
     if np.any(labels == 1):
         prompts = [fill(CLASS_TEMPLATE, [name]) for name in examples.label_names]
@@ -424,6 +477,8 @@ MAY_CHANGE = (
     "train.log_every",
     "train.evaluate_every",
     "train.checkpoint_every",
+    "train.max_skipped_steps",
+    "train.stall_seconds",
 )
 
 
@@ -448,10 +503,12 @@ def _check(config, num_devices):
         **{f"model.text_config.{name}": positive for name in sizes[2:] + layers},
     }
     required = ("images.source",)
-    recipes.check(config, expected, required, conditions | run_conditions(num_devices))
+    conditions |= run_conditions(config.get("train", {}), num_devices)
+    recipes.check(config, expected, required, conditions)
 
 
 def define_flags(values, argv):
     recipes.define_config(values, argv)
     flags.DEFINE_string("workdir", None, "folder of this run, made if it is missing", flag_values=values)
+    define_process_flags(values)
     flags.mark_flag_as_required("workdir", values)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import flags
 from flax import nnx
 
 from mlclip_jax import recipes
@@ -19,21 +20,24 @@ from mlclip_jax.examples import backbone_of
 from mlclip_jax.features import embed_names
 from mlclip_jax.files import replacing
 from mlclip_jax.modules import merge_module, split_trainable
-from mlclip_jax.parallel import make_mesh, replicated
+from mlclip_jax.parallel import gather_rows, make_mesh, own_rows, replicated
 from mlclip_jax.texts.label_sets import check_label_names
 
 TRAINED_ON = "trained_on.npy"
 DRAWN = "drawn.npz"
 EMBEDDED = "embedded"  # folder of the embeddings of images that a run was given as such
+CHECKPOINTS = ("latest", "best")
 SCORED = 4096, 1 << 28  # images that are scored at once, and bytes of their local features, at most
+TOGETHER = 256  # of these, images that run through the adapter as one batch
 
 
-def read_run(workdir, *, calibrated=True):
+def read_run(workdir, *, calibrated=True, checkpoint="latest"):
     """A trained run.
 
     Args:
       workdir: its folder.
       calibrated: whether to read its calibration too.
+      checkpoint: which, one of `CHECKPOINTS`: the latest, or the best of those evaluated on the way.
 
     Returns:
       A dict of `workdir`, `config`, `class_texts`; of the adapter the `graph`, `parameters` and what is
@@ -54,22 +58,40 @@ def read_run(workdir, *, calibrated=True):
     adapter = make_adapter(config.adapter, class_texts.vectors, rngs=nnx.Rngs(config.seed))
     graph, parameters, frozen = split_trainable(adapter)
     with Checkpoints(workdir / "checkpoints", class_texts.origin, read_only=True) as checkpoints:
-        wanted = {"parameters": abstract(parameters, replicated(make_mesh()))}
-        parameters = checkpoints.restore(wanted)["parameters"]
-        step = checkpoints.latest_step
+        step = None
+        if checkpoint == "best":
+            step, _ = checkpoints.best
+            if step is None:
+                raise InputError(
+                    f"{workdir} has no best checkpoint, as it was not evaluated on the way; set "
+                    "--config.train.evaluate_every in training, or take the latest"
+                )
+        own_device = replicated(make_mesh(jax.local_devices()[:1]))
+        step, state = checkpoints.restore({"parameters": abstract(parameters, own_device)}, step)
     run = {
         "workdir": workdir,
         "config": config,
         "class_texts": class_texts,
         "graph": graph,
-        "parameters": parameters,
+        "parameters": state["parameters"],
         "frozen": frozen | read_drawn(workdir),
         "step": step,
+        "checkpoint": checkpoint,
         "calibration": None,
     }
     if calibrated:
         run["calibration"] = read_calibration(workdir, digest_parameters(run))
     return run
+
+
+def define_checkpoint(values):
+    flags.DEFINE_enum(
+        "checkpoint",
+        "latest",
+        CHECKPOINTS,
+        "the latest, or the best of those that train.evaluate_every scored on the way",
+        flag_values=values,
+    )
 
 
 def write_drawn(workdir, frozen):
@@ -114,7 +136,7 @@ def adapter_scores(graph, parameters, frozen, vectors, local=None):
         return adapter(vector[None], None if local is None else local[None])[0]
 
     # In batches: an adapter may need K x hidden numbers for each image.
-    return jax.lax.map(lambda image: score(*image), (vectors, local), batch_size=256)
+    return jax.lax.map(lambda image: score(*image), (vectors, local), batch_size=TOGETHER)
 
 
 def scores_of(run, images):
@@ -123,16 +145,21 @@ def scores_of(run, images):
 
 
 def score_images(graph, parameters, frozen, images):
-    """`adapter_scores` for `Embeddings` of images, which may be larger than memory."""
+    """`adapter_scores` for `Embeddings` of images, which may be larger than memory.
+
+    Each process scores its share, and all get the scores of all; so every process must call this.
+    """
     most, most_bytes = SCORED
     if images.local is not None:
         most = max(1, min(most, most_bytes // (4 * math.prod(images.local.shape[1:]))))
+    number = len(images.vectors)
+    own = own_rows(number, TOGETHER)
     scores = []
-    for start in range(0, len(images.vectors), most):
-        rows = slice(start, start + most)
+    for start in range(own.start, max(own.stop, own.start + 1), most):  # once for the shape, at least
+        rows = slice(start, min(start + most, own.stop))
         local = None if images.local is None else np.asarray(images.local[rows])
         scores.append(adapter_scores(graph, parameters, frozen, np.asarray(images.vectors[rows]), local))
-    return np.concatenate(scores)
+    return gather_rows(np.concatenate(scores), number, TOGETHER)
 
 
 def load_backbone_of(config):

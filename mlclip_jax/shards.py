@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from mlclip_jax.data.embeddings import (
 from mlclip_jax.data.pipeline import Skipped
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import locked, make_folder, replacing
-from mlclip_jax.progress import progress_bar
+from mlclip_jax.progress import note, progress_bar
 
 SHARD_ROWS, SHARD_BYTES = 4096, 1 << 28  # of a shard, at most; what a kill loses is computed again
 SKIPPED = "skipped.jsonl"
@@ -84,7 +83,7 @@ def write_shards(
         rows = description["shard_rows"] = manifest["shard_rows"]
         shards = range(-(-number // rows))
         if manifest["complete"]:
-            print(f"{folder}: all {number} were embedded before", file=sys.stderr)
+            note(f"{folder}: all {number} were embedded before")
             for shard in shards:
                 skipped.add(_read_skipped(folder, shard))
             return
@@ -105,7 +104,7 @@ def write_shards(
             progress_bar(total, "embedding", kind, done=total - sum(map(len, spans))) as bar,
         ):
             if done and spans:
-                print(f"{folder}: {bar.n} of {total} {kind} were embedded before", file=sys.stderr)
+                note(f"{folder}: {bar.n} of {total} {kind} were embedded before")
             if spans:
                 indices = np.concatenate([np.arange(span.start, span.stop) for span in spans])
                 with contextlib.closing(encode(indices)) as outputs_of:

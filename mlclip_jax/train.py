@@ -7,8 +7,8 @@ goes on from its newest checkpoint to the result it would have had undisturbed.
 import copy
 import functools
 import hashlib
+import json
 import math
-import sys
 from pathlib import Path
 
 import jax
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from mlclip_jax import calibration, evaluate, recipes
 from mlclip_jax.adapters import ADAPTERS, TITLES, fc, layers, make_adapter, ml_decoder, mmm_mld, reads_local
 from mlclip_jax.backbones.weights import fingerprint
-from mlclip_jax.checkpoints import Checkpoints
+from mlclip_jax.checkpoints import METRIC, Checkpoints
 from mlclip_jax.configs import ml_decoder as ml_decoder_recipe
 from mlclip_jax.configs import mmm_clip, tai
 from mlclip_jax.data.datasets import open_images
@@ -33,8 +33,9 @@ from mlclip_jax.data.tables import read_table
 from mlclip_jax.errors import InputError
 from mlclip_jax.examples import digest, read_images
 from mlclip_jax.features import embed_names
-from mlclip_jax.files import locked, make_folder
+from mlclip_jax.files import make_folder
 from mlclip_jax.loop import (
+    initial_state,
     make_chunk,
     make_run_chunk,
     next_boundary,
@@ -46,8 +47,24 @@ from mlclip_jax.loop import (
 from mlclip_jax.losses import COUPLED, LOSSES, RANGES, UNCALIBRATED, constants
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.modules import merge_module, split_trainable
-from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
+from mlclip_jax.parallel import (
+    AXIS,
+    LABEL_AXIS,
+    all_or_none,
+    check_shared,
+    data_parallel,
+    define_process_flags,
+    describe_mesh,
+    held_by_this_run,
+    is_first,
+    local_copy,
+    make_mesh,
+    place,
+    replicated,
+    split_by_labels,
+)
 from mlclip_jax.perturbation import LENGTHS, perturb
+from mlclip_jax.progress import note
 from mlclip_jax.runs import (
     EMBEDDED,
     load_backbone_of,
@@ -83,86 +100,84 @@ def train(config, workdir):
     Raises:
       InputError: the recipe, what it names, or the folder cannot be used.
     """
-    mesh = make_mesh()
     config = with_loss_constants(config)
-    _check(config, mesh.size)
-    make_folder(workdir)
+    _check(config, jax.device_count())
+    mesh = make_mesh(label_shards=config.train.label_shards)
     workdir = Path(workdir)
-    recipes.check_same_run(workdir, config, MAY_CHANGE)
-    backbone = functools.cache(lambda: load_backbone_of(config))
-    class_texts = read_class_texts(config, backbone)
-    images, local = None, reads_local(config.adapter)
-    if any(config.evaluation.values()):
-        flag = "--config.evaluation."
-        images = read_images(
-            config.evaluation,
-            class_texts,
-            backbone,
-            workdir / EMBEDDED,
-            flag=flag,
-            local=local,
-            max_skipped=config.max_skipped,
-        )
-    origin = class_texts.origin
+    with all_or_none():
+        make_folder(workdir)
+        recipes.check_same_run(workdir, config, MAY_CHANGE)
+    check_shared(workdir)
+    note(describe_mesh(mesh, config.train.batch_size))
+    with all_or_none():
+        class_texts, examples, images = read_data(config, workdir)
+    local, origin = reads_local(config.adapter), class_texts.origin
     if "examples" in config:
-        flag = "--config.examples."
-        examples = read_images(
-            config.examples,
-            class_texts,
-            backbone,
-            workdir / EMBEDDED,
-            purpose="train on",
-            flag=flag,
-            local=local,
-            max_skipped=config.max_skipped,
-        )
         origin = origin | {"examples": digest(examples)}
-    else:
-        examples = read_training_texts(config, class_texts, backbone, workdir)
 
     adapter = make_adapter(config.adapter, class_texts.vectors, rngs=nnx.Rngs(config.seed))
     graph, parameters, frozen = split_trainable(adapter)
     optimizer = make_optimizer(config)
-    state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+    state = initial_state(parameters, optimizer)
+    state_shardings = shardings_of(state, adapter.label_axes(), optimizer, mesh)
 
     step_function = make_train_step(
-        graph, optimizer, make_loss(config.loss), config.perturbation, jax.random.key(config.seed)
+        graph,
+        optimizer,
+        make_loss(config.loss),
+        config.perturbation,
+        jax.random.key(config.seed),
+        may_skip=config.train.max_skipped_steps > 0,
     )
-    run_on_devices = data_parallel(make_chunk(step_function), config.train.parallel, mesh)
     data = {"embeddings": examples.vectors, "labels": examples.labels}
     if local:
         data["local"] = examples.local
+
+    def compiled(split_data):
+        run = data_parallel(
+            make_chunk(step_function),
+            config.train.parallel,
+            mesh,
+            split_data=split_data,
+            state_shardings=state_shardings,
+        )
+        # The backbone's work is in the data already; what is frozen are the class texts and the like.
+        return lambda state, data, indices, steps: run(state, kept, data, indices, steps)
 
     def indices_of(first, end):
         number, size = len(examples.vectors), config.train.batch_size
         return np.stack([batch_indices(config.seed, t, number, size) for t in range(first, end)])
 
-    def run(state, rows, indices, steps):
-        # The backbone's work is in the data already; what is frozen are the class texts and the like.
-        return run_on_devices(state, kept, rows, indices, steps)
-
     end_after = functools.partial(next_boundary, train=config.train)
-    run_chunk = make_run_chunk(run, data, indices_of, end_after, replicated(mesh))
+    run_chunk = make_run_chunk(compiled, data, indices_of, end_after, mesh)
 
     def evaluate_now(state):
-        scores = score_images(graph, state["parameters"], kept, images)
-        return {"mAP_percent": 100 * mean_average_precision(scores, np.asarray(images.labels))[0]}
+        own = local_copy((state["parameters"], kept), mesh)
+        scores = score_images(graph, *own, images)
+        return {METRIC: 100 * mean_average_precision(scores, np.asarray(images.labels))[0]}
 
-    with locked(workdir), Checkpoints(workdir / "checkpoints", origin) as checkpoints:
-        step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
-        if not step:
-            write_drawn(workdir, frozen)
-        kept = jax.device_put(frozen | read_drawn(workdir), replicated(mesh))
+    def names_of(t):
+        return suspects(examples, indices_of(t, t + 1)[0])
+
+    checkpoints = Checkpoints(workdir / "checkpoints", origin, config=json.loads(config.to_json()))
+    with held_by_this_run(workdir), checkpoints:
+        step, state = resume(checkpoints, state, config.train.steps, state_shardings)
+        with all_or_none():
+            if is_first():
+                if not step:
+                    write_drawn(workdir, frozen)
+                recipes.write_config(workdir, config)
+                if "examples" in config:
+                    write_trained_on(workdir, examples)
+                if step < config.train.steps:  # it was fitted to parameters that are about to change
+                    (workdir / calibration.FILE).unlink(missing_ok=True)
+                write_embeddings(workdir / "classes.npz", class_texts)
+        frozen |= read_drawn(workdir)
+        kept = place(frozen, split_by_labels(mesh, frozen, adapter.label_axes()))
         title, number = TITLES[config.adapter.name], sum(x.size for x in jax.tree.leaves(parameters))
-        print(f"{title}: {number:,} parameters, {config.adapter.dtype}", file=sys.stderr)
+        note(f"{title}: {number:,} parameters, {config.adapter.dtype}")
         if config.loss.name in UNCALIBRATED:
-            print(f"{config.loss.name}: probabilities need `mlclip calibrate`", file=sys.stderr)
-        recipes.write_config(workdir, config)
-        if "examples" in config:
-            write_trained_on(workdir, examples)
-        if step < config.train.steps:  # it was fitted to parameters that are about to change
-            (workdir / calibration.FILE).unlink(missing_ok=True)
-        write_embeddings(workdir / "classes.npz", class_texts)
+            note(f"{config.loss.name}: probabilities need `mlclip calibrate`")
         state = run_steps(
             run_chunk,
             state,
@@ -171,13 +186,78 @@ def train(config, workdir):
             checkpoints,
             workdir / "metrics.jsonl",
             evaluate_now if images is not None else None,
+            names_of,
         )
     learnt_from = f"{len(examples.vectors)} {'images' if 'examples' in config else 'texts'}"
     labels = f"{len(class_texts.names)} labels"
     print(f"{workdir}: trained {config.train.steps} steps on {learnt_from} about {labels}")
     if images is not None:
-        evaluate.print_comparison(evaluate.compare([read_run(workdir)], images))
+        with all_or_none():
+            run = read_run(workdir)
+        evaluate.print_comparison(evaluate.compare([run], images))
     return state["parameters"]
+
+
+def read_data(config, workdir):
+    """What a recipe names: `Embeddings` of class texts, of examples, and of images to score or None."""
+    backbone = functools.cache(lambda: load_backbone_of(config))
+    class_texts = read_class_texts(config, backbone)
+
+    def read(source, **how):
+        return read_images(
+            source,
+            class_texts,
+            backbone,
+            workdir / EMBEDDED,
+            local=reads_local(config.adapter),
+            max_skipped=config.max_skipped,
+            **how,
+        )
+
+    images = None
+    if any(config.evaluation.values()):
+        images = read(config.evaluation, flag="--config.evaluation.")
+    if "examples" in config:
+        examples = read(config.examples, flag="--config.examples.", purpose="train on")
+    else:
+        examples = read_training_texts(config, class_texts, backbone, workdir)
+    return class_texts, examples, images
+
+
+def shardings_of(state, label_axes, optimizer, mesh):
+    """The shardings of a run's state: what goes over the labels is split as `train.label_shards` says.
+
+    Raises:
+      InputError: the labels, or an adapter's groups of them, cannot be split into so many parts.
+    """
+    parameters = split_by_labels(mesh, state["parameters"], label_axes)
+    shards = mesh.shape[LABEL_AXIS]
+    for path, array in recipes.flat_config(state["parameters"]).items():
+        axis = label_axes.get(path)
+        if axis is not None and array.ndim > 1 and array.shape[axis] % shards:
+            raise InputError(
+                f"--config.train.label_shards={shards} does not divide the {array.shape[axis]} labels, or "
+                f"groups of labels, of {path}; give a divisor of it"
+            )
+    return {
+        "parameters": parameters,
+        "optimizer": optax.tree.map_params(
+            optimizer,
+            lambda _, sharding: sharding,
+            state["optimizer"],
+            parameters,
+            transform_non_params=lambda _: replicated(mesh),
+        ),
+        "skipped": {"steps": replicated(mesh)},
+    }
+
+
+def suspects(examples, rows):
+    """Names of those of the examples that hold a number that is not finite; of all, where none does."""
+    arrays = [array for array in (examples.vectors, examples.local) if array is not None]
+    broken = [i for i in rows if not all(np.isfinite(np.asarray(array[i])).all() for array in arrays)]
+    names = examples.names
+    return [f"example {i}" if names is None else names[i] for i in broken or rows]
 
 
 def read_class_texts(config, backbone):
@@ -237,15 +317,19 @@ def read_training_texts(config, class_texts, backbone, workdir):
         return Embeddings(mix_class_embeddings(labels, class_texts.vectors), labels=labels)
     texts = tuple(write_texts(labels, label_names, config.seed))
     path = workdir / "texts.npz"  # encoding takes minutes: done once per run
-    if path.is_file():
-        stored = read_embeddings(path)
-        if stored.names == texts and stored.origin == backbone().fingerprint:
-            return stored._replace(labels=labels)
-    embeddings = Embeddings(
-        backbone().encode_texts(texts), texts, labels, label_names, backbone().fingerprint
-    )
-    write_embeddings(path, embeddings)
-    return embeddings
+    with all_or_none():
+        if is_first() and not _holds_texts(path, texts, backbone):
+            vectors = backbone().encode_texts(texts)
+            write_embeddings(path, Embeddings(vectors, texts, labels, label_names, backbone().fingerprint))
+    return read_embeddings(path)._replace(labels=labels)
+
+
+def _holds_texts(path, texts, backbone):
+    """Whether a file holds the embeddings of these very texts by this backbone."""
+    if not path.is_file():
+        return False
+    stored = read_embeddings(path)
+    return stored.names == texts and stored.origin == backbone().fingerprint
 
 
 def make_optimizer(config):
@@ -303,7 +387,7 @@ def with_loss_constants(config):
     return config
 
 
-def make_train_step(graph, optimizer, loss_sum, perturbation, key):
+def make_train_step(graph, optimizer, loss_sum, perturbation, key, *, may_skip=False):
     """The training step of one device: `train_step(state, frozen, batch, step) -> (state, metrics)`.
 
     Written for any number of devices: `batch` is one device's share of the global batch, and sums over
@@ -316,6 +400,7 @@ def make_train_step(graph, optimizer, loss_sum, perturbation, key):
       loss_sum: from `make_loss`.
       perturbation: `radius` and `sampling`; see `perturbation.perturb`.
       key: the run's typed PRNG key.
+      may_skip: see `loop.update`.
     """
 
     def perturb_one(key, embedding):
@@ -333,7 +418,7 @@ def make_train_step(graph, optimizer, loss_sum, perturbation, key):
             return loss_sum(adapter(embeddings, batch.get("local"), dropout_keys), batch["labels"])
 
         sums, gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
-        return update(optimizer, state, *sums, gradient)
+        return update(optimizer, state, *sums, gradient, may_skip=may_skip)
 
     return train_step
 
@@ -348,9 +433,12 @@ MAY_CHANGE = (
     "texts.class_embeddings",
     "texts.labels",
     "train.parallel",
+    "train.label_shards",
     "train.log_every",
     "train.evaluate_every",
     "train.checkpoint_every",
+    "train.max_skipped_steps",
+    "train.stall_seconds",
 )
 
 
@@ -392,7 +480,8 @@ def _check(config, num_devices):
         no_noise = "0 with local features, which no noise is added to"
         conditions["perturbation.radius"] = (lambda r: r == 0, no_noise)
     required = ("backbone", "texts.class_embeddings")
-    recipes.check(config, expected, required, conditions | run_conditions(num_devices))
+    conditions |= run_conditions(config.get("train", {}), num_devices)
+    recipes.check(config, expected, required, conditions)
     try:
         _sum_and_count(config.loss)(np.zeros((1, 2), np.float32), np.array([[1, 0]], np.int8))
     except ValueError as error:
@@ -402,4 +491,5 @@ def _check(config, num_devices):
 def define_flags(values, argv):
     recipes.define_config(values, argv)
     flags.DEFINE_string("workdir", None, "folder of this run, made if it is missing", flag_values=values)
+    define_process_flags(values)
     flags.mark_flag_as_required("workdir", values)

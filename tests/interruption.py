@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from mlclip_jax.loop import Log
+from mlclip_jax.log import Log
 
 
 @contextlib.contextmanager

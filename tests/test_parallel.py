@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from mlclip_jax.adapters.tai import TaIAdapter
 from mlclip_jax.configs import tai
+from mlclip_jax.loop import initial_state
 from mlclip_jax.losses import COUPLED, LOSSES
 from mlclip_jax.modules import split_trainable
 from mlclip_jax.parallel import MODES, data_parallel, make_mesh, replicated
@@ -29,7 +30,7 @@ def run(mode, num_devices, num_steps, labels=None, loss="binary_cross_entropy"):
     graph, parameters, frozen = split_trainable(adapter)
     optimizer = make_optimizer(config)
     mesh = make_mesh(jax.devices()[:num_devices])
-    state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+    state = initial_state(parameters, optimizer)
     state, data = jax.device_put((state, {"embeddings": embeddings, "labels": labels}), replicated(mesh))
     step = make_train_step(
         graph, optimizer, make_loss({"name": loss}), config.perturbation, jax.random.key(7)

@@ -20,6 +20,7 @@ from mlclip_jax.configs import pretrain_captions, pretrain_scenes
 from mlclip_jax.data.augmentation import make_augment
 from mlclip_jax.data.scenes import Scenes, write_scenes
 from mlclip_jax.data.tables import read_table
+from mlclip_jax.loop import initial_state
 from mlclip_jax.losses import contrastive_sum
 from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import AXIS, data_parallel, make_mesh, replicated
@@ -85,7 +86,7 @@ def one_step(mode, num_devices):
     examples = Examples(source, model, tokenizer)
     graph, parameters = split_module(Pretraining(model, len(source.label_names), rngs=nnx.Rngs(0)))
     optimizer = optax.sgd(0.1)
-    state = {"parameters": parameters, "optimizer": optimizer.init(parameters)}
+    state = initial_state(parameters, optimizer)
     mesh = make_mesh(jax.devices()[:num_devices])
     batch = next(examples.batches(range(8), 8)).data
     batch["labels"][:4, 3:] = -1

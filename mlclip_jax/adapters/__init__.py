@@ -2,7 +2,8 @@
 
 All are called alike: `adapter(embeddings, local=None, keys=None)`, with embeddings (b, D), local features
 (b, T, D) where it reads them, and in training a PRNG key for each example, (b,), which decides what is
-dropped out of it; logits (b, K) come back, float32.
+dropped out of it; logits (b, K) come back, float32. `adapter.label_axes()` says which of its arrays can be
+split over devices label by label: a dict from an array's path to the dimension that goes over the labels.
 """
 
 import inspect

@@ -37,6 +37,11 @@ class FCAdapter(nnx.Module):
         if text == "cosine":
             self.cosine_weight = nnx.Param(jnp.ones(num_labels))
 
+    def label_axes(self):
+        """Which arrays go over the labels, and along which dimension; see `adapters`."""
+        own = {"linear.kernel": 1, "linear.bias": 0}
+        return own | {"class_texts": 0, "cosine_weight": 0} if self.text == "cosine" else own
+
     def __call__(self, embeddings, local=None, keys=None):
         """Embeddings (b, D) to logits (b, K), float32; see `adapters`. The others are not read."""
         del local, keys

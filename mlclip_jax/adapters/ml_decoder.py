@@ -77,6 +77,12 @@ class MLDecoder(nnx.Module):
         )
         self.features, self.query_kind, self.dropout = features, queries, dropout
 
+    def label_axes(self):
+        """Which arrays go over the labels, or groups of them, and along which dimension; see `adapters`."""
+        if self.query_kind == "text":
+            return {"class_texts": 0}
+        return {"queries": 0, "kernel": 0, "bias": 0}
+
     def __call__(self, embeddings, local=None, keys=None):
         """Embeddings (b, D) and local features (b, T, D) to logits (b, K), float32; see `adapters`."""
         tokens = image_tokens(self.features, embeddings, local)

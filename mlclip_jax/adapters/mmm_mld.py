@@ -68,6 +68,10 @@ class MLDAdapter(nnx.Module):
         self.features, self.readout = features, readout
         self.scale = 1.0 if readout == "mean" else width**0.5
 
+    def label_axes(self):
+        """Which arrays go over the labels, and along which dimension; see `adapters`."""
+        return {"class_texts": 0, "reference_texts": 0}
+
     def __call__(self, embeddings, local=None, keys=None):
         """Embeddings (b, D) and local features (b, T, D) to logits (b, K), float32; see `adapters`."""
         tokens = self.scale * unit(image_tokens(self.features, embeddings, local))

@@ -35,6 +35,11 @@ class TaIAdapter(nnx.Module):
         self.layers = nnx.List([*layers, Logits(*last, dtype=dtype, rngs=rngs)])
         self.dropout = dropout
 
+    def label_axes(self):
+        """Which arrays go over the labels, and along which dimension; see `adapters`."""
+        last = f"layers.{len(self.layers) - 1}"
+        return {f"{last}.kernel": 1, f"{last}.bias": 0}
+
     def __call__(self, embeddings, local=None, keys=None):
         """Embeddings (b, D) to logits (b, K), float32; see `adapters`. Local features are not read."""
         del local

@@ -3,7 +3,6 @@
 import functools
 import os
 import reprlib
-import sys
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from mlclip_jax.backbones.weights import find_checkpoint, fingerprint, load_para
 from mlclip_jax.errors import InputError
 from mlclip_jax.modules import abstract_module, merge_module
 from mlclip_jax.parallel import make_mesh, replicated, split_rows, split_widest
-from mlclip_jax.progress import progress_bar
+from mlclip_jax.progress import note, progress_bar
 
 # transformers would advise to install torch, which nothing here needs.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -113,7 +112,7 @@ def load_backbone(
         fingerprint=fingerprint(checkpoint.name, checkpoint.revision, [*layout.weights, *layout.settings]),
         shard_parameters=shard_parameters,
     )
-    print(backbone, file=sys.stderr)
+    note(backbone)
     return backbone
 
 

@@ -1,0 +1,79 @@
+"""What ends a run before its last step: an order to stop, and a process that makes no progress."""
+
+import contextlib
+import faulthandler
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+
+import jax
+from jax.experimental import multihost_utils
+
+
+@contextlib.contextmanager
+def listening_for_stop():
+    """Within the block SIGTERM is an order to stop in good order, as schedulers give before they pre-empt.
+
+    Yields:
+      A function, to be called by all processes equally often: whether one of them received the order. It
+      turns true at the same call on all.
+    """
+    if jax.distributed.is_initialized():  # JAX listens itself, and finds out which call comes next everywhere
+        calls = itertools.count()
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
+    elif threading.current_thread() is not threading.main_thread():  # where no signal arrives
+        yield lambda: False
+    else:
+        received = threading.Event()
+        before = signal.signal(signal.SIGTERM, lambda *_: received.set())
+        try:
+            yield received.is_set
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def ending_when_stalled(seconds):
+    """Ends the process, with the stacks of its threads, once it has made no progress for so long.
+
+    A process that waits for one that hangs or is gone may wait for ever, and would hold its machine as long.
+
+    Args:
+      seconds: 0 for never.
+
+    Yields:
+      `renew(step)`, to be called whenever there was progress.
+    """
+    if not seconds:
+        yield lambda _: None
+        return
+    ended, last = threading.Event(), [time.monotonic(), "its start"]
+
+    def renew(step):
+        last[:] = time.monotonic(), f"step {step}"
+        # Should the interpreter's lock be held, this ends the process without it, a little later.
+        faulthandler.dump_traceback_later(1.1 * seconds + 1, exit=True, file=sys.__stderr__)
+
+    def watch():
+        while not ended.wait(min(1, seconds / 10)):
+            if time.monotonic() - last[0] > seconds:
+                print(
+                    f"error: process {jax.process_index()} of {jax.process_count()} has made no progress for "
+                    f"{seconds} seconds, since {last[1]}: it hangs, or waits for one that does; its threads:",
+                    file=sys.__stderr__,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+                os._exit(1)
+
+    renew(0)
+    last[1] = "its start"
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield renew
+    finally:
+        ended.set()
+        faulthandler.cancel_dump_traceback_later()
