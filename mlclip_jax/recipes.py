@@ -42,8 +42,8 @@ def parse_flags(argv, define_flags):
     """
     argv = _with_recipe_path(argv)
     values = flags.FlagValues()
-    define_flags(values, argv)
     try:
+        define_flags(values, argv)
         rest = values(argv)
     except (AttributeError, KeyError) as error:  # what ml_collections raises for a key that is not there
         raise InputError(_unknown_key(str(error.args[0]))) from error

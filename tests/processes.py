@@ -1,8 +1,12 @@
 """The program as real processes, which tests start, wait for and kill."""
 
+import contextlib
+import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 # A suite that a shell runs in the background is told to ignore Ctrl-C, and would pass that on.
@@ -14,27 +18,70 @@ run()
 """
 
 
-def start(arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+def start(arguments, *, num_devices=None, preamble=""):
+    """Starts the program, on CPU devices of its own, after some lines of Python; see `outputs_of`."""
+    devices = {} if num_devices is None else {"JAX_NUM_CPU_DEVICES": str(num_devices)}
+    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+    process = subprocess.Popen(
+        [sys.executable, "-c", preamble + PROGRAM, *map(str, arguments)],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **devices},
     )
+    process.output = output
+    return process
 
 
-def finish(arguments):
-    process = start(arguments)
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output.decode()
-    return output.decode()
+def start_together(arguments, num_processes, *, num_devices=1):
+    """Starts the program as several processes of one run, each with as many devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    shared = [*arguments, f"--coordinator={address}", f"--num_processes={num_processes}"]
+    return [start([*shared, f"--process_id={i}"], num_devices=num_devices) for i in range(num_processes)]
 
 
-def kill_when(process, condition):
-    """SIGKILL as soon as the condition holds."""
-    deadline = time.monotonic() + 120
+def outputs_of(processes, code=0, timeout=180):
+    """What processes printed, once each has ended with this code; killed where they do not end."""
+    try:
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        outputs = [_read(process) for process in processes]
+    assert [process.returncode for process in processes] == [code] * len(processes), "\n".join(outputs)
+    return outputs
+
+
+def _read(process):
+    with process.output as file:
+        file.seek(0)
+        return file.read().decode()
+
+
+def finish(arguments, **how):
+    return outputs_of([start(arguments, **how)])[0]
+
+
+def finish_together(arguments, num_processes, **how):
+    return outputs_of(start_together(arguments, num_processes, **how))
+
+
+def wait_until(condition, *processes, seconds=120):
+    """Waits for a condition while the processes run."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.stdout.read().decode()
-        assert time.monotonic() < deadline
+        if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
+            outputs_of(processes, "none: what is waited for did not happen", timeout=0.1)
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert process.returncode == -signal.SIGKILL
+
+
+def kill_when(processes, condition):
+    """SIGKILL to all as soon as the condition holds."""
+    wait_until(condition, *processes)
+    for process in processes:
+        process.kill()
+    outputs_of(processes, -signal.SIGKILL)

@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from processes import finish, kill_when, start
+from processes import finish, kill_when, outputs_of, start
 from small_world import train_arguments, write_embeddings
 
 from mlclip_jax.runs import read_run
@@ -48,9 +48,9 @@ def test_killed_three_times_it_ends_the_same(world, undisturbed, tmp_path):
     arguments = train_arguments(world, tmp_path, **SETTINGS)
     log = tmp_path / "metrics.jsonl"
     # Before the first checkpoint; between two; while one is being written.
-    kill_when(start(arguments), lambda: log.is_file() and log.stat().st_size > 0)
-    kill_when(start(arguments), lambda: max(saved_steps(tmp_path), default=0) >= 1200)
-    kill_when(start(arguments), lambda: is_saving_after(tmp_path, 2400))
+    kill_when([start(arguments)], lambda: log.is_file() and log.stat().st_size > 0)
+    kill_when([start(arguments)], lambda: max(saved_steps(tmp_path), default=0) >= 1200)
+    kill_when([start(arguments)], lambda: is_saving_after(tmp_path, 2400))
     stopped_at = max(saved_steps(tmp_path))
     assert 2400 <= stopped_at < SETTINGS["train__steps"]
     assert f"going on from step {stopped_at} of {SETTINGS['train__steps']}" in finish(arguments)
@@ -72,15 +72,10 @@ def test_interrupted_from_the_keyboard_it_says_so(world, tmp_path, delay):
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(delay)
-    output = b"it went on"
-    try:
-        for _ in range(20):  # a library's callback may swallow one, so press again, as a person would
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                output, _ = process.communicate(timeout=3)
-                break
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130, output.decode()
-    assert output.decode().splitlines()[-1] == "mlclip train: interrupted"
+    for _ in range(20):  # a library's callback may swallow one, so press again, as a person would
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=3)
+            break
+    [output] = outputs_of([process], 130, timeout=0.1)
+    assert output.splitlines()[-1] == "mlclip train: interrupted"

@@ -35,11 +35,11 @@ def test_killed_three_times_it_ends_the_same(tmp_path):
         return len(list(out.glob("metadata/*.parquet")))
 
     process = start([*command, f"--output={out}"])
-    kill_when(process, lambda: (out / "manifest.json").is_file())  # before any shard
-    kill_when(start([*command, f"--output={out}"]), lambda: done() >= 3)
+    kill_when([process], lambda: (out / "manifest.json").is_file())  # before any shard
+    kill_when([start([*command, f"--output={out}"])], lambda: done() >= 3)
     before = done()
     kill_when(  # while one is written
-        start([*command, f"--output={out}"]), lambda: done() >= before + 2 and any(out.rglob(".*.tmp"))
+        [start([*command, f"--output={out}"])], lambda: done() >= before + 2 and any(out.rglob(".*.tmp"))
     )
     assert 5 <= done() < NUMBER / 16
     kept = {path: path.read_bytes() for path in out.glob("metadata/*.parquet")}

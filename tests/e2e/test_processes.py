@@ -1,0 +1,121 @@
+"""One run as several real processes: the same result, and an orderly end whatever happens to one of them."""
+
+import json
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from processes import finish, finish_together, outputs_of, start_together, wait_until
+from small_world import train_arguments, write_embeddings
+
+from mlclip_jax.runs import read_run
+
+SETTINGS = {
+    "train__steps": 200,
+    "train__log_every": 5,
+    "train__checkpoint_every": 100,
+    "train__evaluate_every": 100,
+    "evaluation__embeddings": "images.npz",
+}
+ENDLESS = {
+    "train__steps": 10**8,
+    "train__log_every": 50,
+    "train__checkpoint_every": 1000,
+    "train__evaluate_every": 0,
+    "evaluation__embeddings": "",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_embeddings(tmp_path_factory.mktemp("world"), num_images=600)
+
+
+@pytest.fixture(scope="module")
+def alone(world):
+    """A run on four devices of one process."""
+    finish(arguments_of(world, world / "alone"), num_devices=4)
+    return world / "alone"
+
+
+def arguments_of(world, workdir, **changes):
+    settings = SETTINGS | {"evaluation__embeddings": world / "images.npz"} | changes
+    return train_arguments(world, workdir, **settings)
+
+
+def log_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_curve(ours, expected, first=0):
+    """From line `first` on; a line is the mean over its steps."""
+    ours, expected = ([line["loss"] for line in log_of(workdir)[first:]] for workdir in (ours, expected))
+    assert len(ours) == len(expected) == SETTINGS["train__steps"] / SETTINGS["train__log_every"] - first
+    np.testing.assert_allclose(ours[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(ours[:20], expected[:20], rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+def test_two_processes_are_as_one(world, alone, tmp_path, mode):
+    arguments = arguments_of(world, tmp_path, train__parallel=mode)
+    first, second = finish_together(arguments, 2, num_devices=2)
+    assert "4 devices (cpu) in 2 processes, mesh 4 data x 1 labels; batch 8, 2 on each device\n" in first
+    assert "trained" not in second  # one speaks for both
+    assert_same_curve(tmp_path, alone)
+    scored = [[line["mAP_percent"] for line in log_of(run)[19::20]] for run in (tmp_path, alone)]
+    assert scored[0] == pytest.approx(scored[1], rel=1e-6)
+    assert len(scored[0]) == 2
+    evaluations = [json.loads((run / "evaluation.json").read_text())["mAP"] for run in (tmp_path, alone)]
+    assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in alone.iterdir())
+
+
+@pytest.mark.parametrize(("num_processes", "num_devices"), [(1, 1), (1, 2), (2, 1)])
+def test_a_checkpoint_of_four_devices_goes_on_elsewhere(world, alone, tmp_path, num_processes, num_devices):
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        if checkpoint.name != "100":
+            shutil.rmtree(checkpoint)
+    output = finish_together(arguments_of(world, tmp_path), num_processes, num_devices=num_devices)[0]
+    assert "going on from step 100 of 200" in output
+    assert_same_curve(tmp_path, alone, first=20)
+
+
+def test_told_to_stop_all_save_the_same_step_and_go_on_from_it(world, tmp_path):
+    """SIGTERM to one process of two; the log and the parameters are then those of an undisturbed run."""
+    stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
+    settings = ENDLESS | {"train__steps": 1500}
+    processes = start_together(arguments_of(world, stopped, **settings), 2)
+    wait_until(lambda: (stopped / "metrics.jsonl").is_file() and log_of(stopped), *processes)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = outputs_of(processes, 75)
+    step = log_of(stopped)[-1]["step"]
+    assert 0 < step < 1500
+    assert (stopped / f"checkpoints/{step}").is_dir()
+    for output in outputs:
+        assert f"mlclip train: told to stop; saved step {step} of 1500 in" in output.splitlines()[-1]
+    assert f"going on from step {step}" in finish_together(arguments_of(world, stopped, **settings), 2)[0]
+    finish_together(arguments_of(world, undisturbed, **settings), 2)
+    ours, expected = (read_run(workdir)["parameters"] for workdir in (stopped, undisturbed))
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+    assert log_of(stopped) == log_of(undisturbed)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_one_that_hangs_ends_the_other_with_its_stack(world, tmp_path, stopped):
+    processes = start_together(arguments_of(world, tmp_path, **ENDLESS, train__stall_seconds=8), 2)
+    wait_until(lambda: (tmp_path / "metrics.jsonl").is_file() and log_of(tmp_path), *processes)
+    processes[stopped].send_signal(signal.SIGSTOP)
+    start = time.monotonic()
+    try:
+        [output] = outputs_of([processes[1 - stopped]], 1, timeout=60)
+        assert time.monotonic() - start < 25
+    finally:
+        processes[stopped].kill()
+        outputs_of([processes[stopped]], -signal.SIGKILL)
+    assert f"error: process {1 - stopped} of 2 has made no progress for 8 seconds, since step" in output
+    assert "most recent call first" in output
+    assert "loop.py" in output
