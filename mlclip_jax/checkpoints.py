@@ -60,11 +60,13 @@ class Checkpoints:
         )
 
     def __enter__(self):
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_quiet())
         return self
 
     def __exit__(self, kind, *_):
         try:
-            with self._refusing_what_cannot_be_written():
+            with self._quiet, self._refusing_what_cannot_be_written():
                 self._checkpointer.close()
         except Exception:
             if kind is None:  # otherwise what went wrong before says more
@@ -150,8 +152,7 @@ class Checkpoints:
         for candidate in candidates:
             state, reason = None, "another process could not read it"
             try:
-                with _quiet():
-                    state = self._load(candidate, abstract_state)
+                state = self._load(candidate, abstract_state)
             except InputError:
                 raise
             except Exception as error:  # orbax has no common base for what a damaged checkpoint raises
@@ -213,7 +214,8 @@ class Checkpoints:
         except Exception as error:
             reason = " ".join(str(error).split())
             # What writes arrays has exceptions of its own, which quote the system's.
-            if isinstance(error, TimeoutError) or not (isinstance(error, OSError) or "OS error" in reason):
+            quoted = "os_error_code" in reason or "OS error" in reason
+            if isinstance(error, TimeoutError) or not (isinstance(error, OSError) or quoted):
                 raise
             raise InputError(
                 f"cannot write checkpoints in {self.folder} ({reason[:300]}); make room or mend it, and "
@@ -252,7 +254,7 @@ def _checksums(arrays):
 
 @contextlib.contextmanager
 def _quiet():
-    """Keeps what orbax logs of a damaged checkpoint, which is reported here, off the terminal."""
+    """Keeps off the terminal what orbax logs, at length, of errors that it raises too."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

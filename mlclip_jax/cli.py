@@ -76,9 +76,11 @@ def main(argv):
 
         values = parse_flags([f"mlclip {name}", *arguments], command.define_flags)
         if "multihost" in values:
+            from mlclip_jax.interruptions import stop_at_once_when_told
             from mlclip_jax.parallel import start_processes
 
-            start_processes(values)
+            if not start_processes(values):
+                stop_at_once_when_told()
         command.main(values)
     except Preempted as stopped:
         print(f"mlclip {name}: {stopped}", file=sys.stderr)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import jax
@@ -21,8 +20,9 @@ from mlclip_jax.data.embeddings import (
 )
 from mlclip_jax.data.pipeline import MAX_SKIPPED, OnceOrder, Skipped, read_batches
 from mlclip_jax.data.sources import read_lines
-from mlclip_jax.errors import InputError, Preempted
+from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder
+from mlclip_jax.interruptions import stop_at_once_when_told
 from mlclip_jax.parallel import define_process_flags
 from mlclip_jax.progress import note, progress_bar
 from mlclip_jax.shards import SHARD_ROWS, SKIPPED, describe_work, write_shards
@@ -230,8 +230,7 @@ def main(values):
     if output.suffix in OTHER_FILES and not output.is_dir():
         raise InputError(f"cannot write {output}: give a folder, or a file whose name ends in .npz")
     make_folder(output.parent)
-    # Each process stops for itself: what it has finished stays, and no other waits for it.
-    signal.signal(signal.SIGTERM, _stop)
+    stop_at_once_when_told()  # of several processes each for itself, as none waits for another
     source = open_images(values.images) if values.images is not None else None
     lines = read_lines(values.texts) if source is None else None
     from mlclip_jax.backbones import ENCODING, load_backbone, read_encoding
@@ -275,10 +274,6 @@ def main(values):
         folder.rename(finished)  # at once: a folder that is half removed could not go on
         shutil.rmtree(finished)
     print(f"{count} embeddings of width {width}{local} in {output}")
-
-
-def _stop(*_):
-    raise Preempted("told to stop; what is finished stays, and the same command goes on from there")
 
 
 def define_flags(values, _):

@@ -12,6 +12,21 @@ import time
 import jax
 from jax.experimental import multihost_utils
 
+from mlclip_jax.errors import Preempted
+
+
+def stop_at_once_when_told():
+    """From now on SIGTERM ends what the process does by `Preempted`, wherever it is.
+
+    For what leaves its files whole at any moment: the same command, started again, goes on.
+    """
+
+    def stop(*_):
+        raise Preempted("told to stop; what is finished stays, and the same command goes on from there")
+
+    if threading.current_thread() is threading.main_thread():  # where alone signals arrive
+        signal.signal(signal.SIGTERM, stop)
+
 
 @contextlib.contextmanager
 def listening_for_stop():

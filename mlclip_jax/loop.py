@@ -21,6 +21,7 @@ from mlclip_jax.parallel import (
     replicated,
     split_labels,
     split_rows,
+    sum_over_devices,
 )
 from mlclip_jax.progress import note, progress_bar
 
@@ -115,13 +116,13 @@ def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=Non
         the log or a checkpoint cannot be written.
       Preempted: a process received SIGTERM; all have saved the same step.
     """
-    log = Log(log_path, step, train.max_skipped_steps, names_of)
     _, highest = checkpoints.best
     with (
         progress_bar(train.steps, "training", "steps", done=step) as bar,
         listening_for_stop() as asked_to_stop,
         ending_when_stalled(train.stall_seconds) as renew,
     ):
+        log = Log(log_path, step, train.max_skipped_steps, names_of)
         while step < train.steps:
             end = next_boundary(step, train)
             state, metrics = run_chunk(state, step, end)
@@ -248,7 +249,7 @@ def initial_state(parameters, optimizer):
         }
 
 
-def update(optimizer, state, total, count, gradient, *, may_skip=False):
+def update(optimizer, state, total, count, gradient, *, may_skip=False, at_once=True):
     """The end of a training step: what one device found out, summed over all, moves the parameters.
 
     Args:
@@ -258,13 +259,14 @@ def update(optimizer, state, total, count, gradient, *, may_skip=False):
       count: what the sum is to be divided by, once both are summed over devices.
       gradient: of `total`.
       may_skip: whether a step whose loss or gradient is not finite leaves the state as it was.
+      at_once: see `parallel.sum_over_devices`.
 
     Returns:
       The new state, and the metrics: the mean `loss`, whether it and the gradient are `finite`, and how many
       steps of the run were not (`skipped`).
     """
     # Sums first, then one division: devices may know different numbers of labels.
-    total, count, gradient = jax.lax.psum((total, count, gradient), AXIS)
+    total, count, gradient = sum_over_devices((total, count, gradient), at_once)
     count = jnp.maximum(count, 1)
     gradient = jax.tree.map(lambda g: g / count, gradient)
     finite = jnp.isfinite(total)

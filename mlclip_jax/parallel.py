@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
@@ -43,13 +44,16 @@ def start_processes(values):
 
     Comes before any use of a device. Only the first process prints results and progress; all print errors.
 
+    Returns:
+      Whether they do.
+
     Raises:
       InputError: the flags do not belong together, or no cluster is found.
       SystemExit: the others cannot be reached.
     """
     given = {name: getattr(values, name) for name in PROCESS_FLAGS if getattr(values, name) is not None}
     if not given and not values.multihost:
-        return
+        return False
     if given and values.multihost:
         raise InputError(f"give either --multihost or --{', --'.join(PROCESS_FLAGS)}")
     if given and len(given) < len(PROCESS_FLAGS):
@@ -82,6 +86,7 @@ def start_processes(values):
     if not is_first():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
         progress.silence()
+    return True
 
 
 def is_first():
@@ -300,6 +305,32 @@ def gather_rows(rows, number, multiple):
     padded = np.zeros((share, *rows.shape[1:]), rows.dtype)
     padded[: len(rows)] = rows
     return multihost_utils.process_allgather(padded, tiled=True)[:number]
+
+
+def sum_over_devices(tree, at_once=True):
+    """`jax.lax.psum` of a tree of arrays over the axis `"data"`, of one device's step.
+
+    Args:
+      tree: of arrays.
+      at_once: whether arrays may travel as one. XLA sends them so between accelerators, but not between
+        processes of CPUs, where each message takes about a millisecond. Not for those split over labels too.
+    """
+    if not at_once or jax.process_count() == 1 or jax.default_backend() != "cpu":
+        return jax.lax.psum(tree, AXIS)
+    arrays, structure = jax.tree.flatten(tree)
+    sums = [None] * len(arrays)
+    for dtype in sorted({array.dtype for array in arrays}, key=str):
+        own = [place for place, array in enumerate(arrays) if array.dtype == dtype]
+        *starts, size = np.cumsum([0, *(arrays[place].size for place in own)]).tolist()
+        # XLA:CPU would compute what a concatenation joins anew for each element.
+        together = jnp.zeros(size, dtype)
+        for place, start in zip(own, starts):
+            together = jax.lax.dynamic_update_slice(together, jnp.ravel(arrays[place]), (start,))
+        together = jax.lax.psum(together, AXIS)
+        for place, start in zip(own, starts):
+            part = together[start : start + arrays[place].size]
+            sums[place] = part.reshape(arrays[place].shape)
+    return jax.tree.unflatten(structure, sums)
 
 
 def data_parallel(chunk, mode, mesh, *, split_data=False, state_shardings=None):

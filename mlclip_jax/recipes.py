@@ -1,5 +1,6 @@
 """Recipes: config files, found by path or by name, and the flags that override their values."""
 
+import difflib
 import json
 import re
 from importlib.resources import files
@@ -142,24 +143,21 @@ def check_same_run(workdir, config, may_change):
       may_change: beginnings of the keys that do not change a result.
 
     Raises:
-      InputError: another key has another value there.
+      InputError: other keys have other values there; all of them are named.
     """
     if not any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*")):
         return
     there, here = flat_config(read_config(workdir)), flat_config(json.loads(config.to_json()))
-    for key in sorted(there.keys() | here.keys()):
-        if key.startswith(may_change):
-            continue
-        if (key in there) != (key in here):
-            has = "has" if key in there else "lacks"
-            raise InputError(
-                f"{workdir} holds a run that {has} {key}, of another kind; give another --workdir"
-            )
-        if there[key] != here[key]:
-            raise InputError(
-                f"{workdir} holds a run with {key} {there.get(key)!r}, not {here.get(key)!r}; "
-                "give that value, or another --workdir"
-            )
+    keys = sorted(key for key in there.keys() | here.keys() if not key.startswith(may_change))
+    differing = [
+        f"{key} {_value_at(there, key)}, not {_value_at(here, key)}"
+        for key in keys
+        if key not in there or key not in here or there[key] != here[key]
+    ]
+    if differing:
+        raise InputError(
+            f"{workdir} holds a run with {'; '.join(differing)}: give what it has, or another --workdir"
+        )
 
 
 def check(config, expected, required, conditions):
@@ -175,10 +173,12 @@ def check(config, expected, required, conditions):
       InputError: a key is missing, unknown or left open, or a value cannot be.
     """
     flat, expected = flat_config(config), flat_config(expected)
+    for key in sorted(flat.keys() - expected.keys()):
+        nearest = difflib.get_close_matches(key, expected, n=1)
+        meant = f"did you mean {nearest[0]}?" if nearest else "it may be misspelt"
+        raise InputError(f"the recipe has {key}, which nothing reads; {meant}")
     for key in sorted(expected.keys() - flat.keys()):
         raise InputError(f"the recipe lacks {key}")
-    for key in sorted(flat.keys() - expected.keys()):
-        raise InputError(f"the recipe has {key}, which nothing reads; it may be misspelt")
     for key in required:
         if key in flat and not flat[key]:
             raise InputError(f"the recipe leaves {key} open: set --config.{key}=...")
@@ -191,6 +191,18 @@ def check(config, expected, required, conditions):
             fits = False
         if not fits:
             raise InputError(f"--config.{key}={flat[key]} cannot be: it must be {wanted}")
+    for key, value in flat.items():
+        example = expected[key]
+        if value is None or type(value) is type(example):
+            continue
+        if (example is None and isinstance(value, str)) or (type(example), type(value)) == (float, int):
+            continue
+        kind = "a string" if example is None else f"of type {type(example).__name__}, such as {example!r}"
+        raise InputError(f"--config.{key}={value!r} cannot be: it must be {kind}")
+
+
+def _value_at(flat, key):
+    return repr(flat[key]) if key in flat else "absent"
 
 
 def flat_config(config):

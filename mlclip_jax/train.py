@@ -128,6 +128,7 @@ def train(config, workdir):
         config.perturbation,
         jax.random.key(config.seed),
         may_skip=config.train.max_skipped_steps > 0,
+        at_once=config.train.label_shards == 1,
     )
     data = {"embeddings": examples.vectors, "labels": examples.labels}
     if local:
@@ -253,11 +254,11 @@ def shardings_of(state, label_axes, optimizer, mesh):
 
 
 def suspects(examples, rows):
-    """Names of those of the examples that hold a number that is not finite; of all, where none does."""
+    """Names of the examples in these rows, those with the largest numbers first."""
     arrays = [array for array in (examples.vectors, examples.local) if array is not None]
-    broken = [i for i in rows if not all(np.isfinite(np.asarray(array[i])).all() for array in arrays)]
+    largest = [max(np.abs(np.asarray(array[i])).max() for array in arrays) for i in rows]
     names = examples.names
-    return [f"example {i}" if names is None else names[i] for i in broken or rows]
+    return [f"example {i}" if names is None else names[i] for i in rows[np.argsort(largest)[::-1]]]
 
 
 def read_class_texts(config, backbone):
@@ -387,7 +388,7 @@ def with_loss_constants(config):
     return config
 
 
-def make_train_step(graph, optimizer, loss_sum, perturbation, key, *, may_skip=False):
+def make_train_step(graph, optimizer, loss_sum, perturbation, key, *, may_skip=False, at_once=True):
     """The training step of one device: `train_step(state, frozen, batch, step) -> (state, metrics)`.
 
     Written for any number of devices: `batch` is one device's share of the global batch, and sums over
@@ -400,7 +401,7 @@ def make_train_step(graph, optimizer, loss_sum, perturbation, key, *, may_skip=F
       loss_sum: from `make_loss`.
       perturbation: `radius` and `sampling`; see `perturbation.perturb`.
       key: the run's typed PRNG key.
-      may_skip: see `loop.update`.
+      may_skip, at_once: see `loop.update`.
     """
 
     def perturb_one(key, embedding):
@@ -418,7 +419,7 @@ def make_train_step(graph, optimizer, loss_sum, perturbation, key, *, may_skip=F
             return loss_sum(adapter(embeddings, batch.get("local"), dropout_keys), batch["labels"])
 
         sums, gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
-        return update(optimizer, state, *sums, gradient, may_skip=may_skip)
+        return update(optimizer, state, *sums, gradient, may_skip=may_skip, at_once=at_once)
 
     return train_step
 

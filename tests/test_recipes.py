@@ -7,7 +7,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from mlclip_jax import InputError, configs
-from mlclip_jax.recipes import define_config, find_recipe, flat_config, parse_flags
+from mlclip_jax.configs import tai
+from mlclip_jax.recipes import (
+    check,
+    check_same_run,
+    define_config,
+    find_recipe,
+    flat_config,
+    parse_flags,
+    write_config,
+)
 
 SHIPPED = sorted(path.stem for path in Path(configs.__path__[0]).glob("*.py") if path.stem != "__init__")
 
@@ -48,6 +57,68 @@ def test_every_recipe_gives_its_command_and_loads(name):
     module = importlib.import_module(f"mlclip_jax.configs.{name}")
     assert f"--config={name}" in module.__doc__
     assert flat_config(module.get_config())
+
+
+EXPECTED = ConfigDict({"a": 1, "b": {"rate": 0.5, "name": "x", "on": True}, "path": None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"b.rate": 2}, None),
+        ({"path": "p"}, None),
+        ({"b.rate": -1.0}, r"--config\.b\.rate=-1\.0 cannot be: it must be positive"),
+        ({"b.rate": "fast"}, r"--config\.b\.rate=fast cannot be: it must be positive"),
+        ({"b.name": 3}, r"--config\.b\.name=3 cannot be: it must be of type str, such as 'x'"),
+        ({"a": True}, r"--config\.a=True cannot be: it must be of type int, such as 1"),
+        ({"a": 1.0}, r"--config\.a=1\.0 cannot be: it must be of type int"),
+        ({"b.on": "yes"}, r"--config\.b\.on='yes' cannot be: it must be of type bool, such as True"),
+        ({"path": 7}, r"--config\.path=7 cannot be: it must be a string"),
+        ({"b.rtae": 1.0}, r"the recipe has b\.rtae, which nothing reads; did you mean b\.rate\?"),
+        ({"zzz": 1.0}, r"the recipe has zzz, which nothing reads; it may be misspelt"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_nearest_that_can(changes, message):
+    config = flat_config(EXPECTED) | changes
+    conditions = {"b.rate": (lambda rate: rate > 0, "positive")}
+    if message is None:
+        check(config, EXPECTED, (), conditions)
+    else:
+        with pytest.raises(InputError, match=f"^{message}"):
+            check(config, EXPECTED, (), conditions)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.train.stpes=3"], "no such config key: 'stpes'; did you mean 'steps'?"),
+        (["--config.tarin.steps=3"], "no such config key: 'tarin'; did you mean 'train'?"),
+        (["--config.train.steps=many"], "flag --config.train.steps=many: invalid literal"),
+        (["--config.train.steps=2.5"], "flag --config.train.steps=2.5: invalid literal"),
+        (["--config.optimizer.learning_rate=fast"], "could not convert string to float: 'fast'"),
+        (["--cofnig=tai"], "Unknown command line flag 'cofnig'. Did you mean: config"),
+        (["--flagfile=missing"], "missing"),
+    ],
+)
+def test_a_misspelt_key_or_flag_is_one_line(arguments, message):
+    with pytest.raises(InputError) as raised:
+        parse("--config=tai", *arguments)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_all_keys_that_differ_from_those_of_the_run_are_named(tmp_path):
+    config = tai.get_config()
+    write_config(tmp_path, config)
+    (tmp_path / "checkpoints/10").mkdir(parents=True)
+    check_same_run(tmp_path, config, ("train.log_every",))
+    config.train.update(steps=7, log_every=3)
+    config.seed = 5
+    del config.texts.number
+    with pytest.raises(InputError) as raised:
+        check_same_run(tmp_path, config, ("train.log_every",))
+    assert "seed 0, not 5; texts.number 10000, not absent; train.steps 3000, not 7" in str(raised.value)
 
 
 def test_flat_config():
