@@ -1,0 +1,137 @@
+"""Every compiled step is a program for TPUs and NVIDIA GPUs too, though none is here to run it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from clip_cases import images
+from flax import nnx
+from tiny_models import CASES, TEXTS, write_case
+
+from mlclip_jax import load_backbone, metrics
+from mlclip_jax.adapters import make_adapter, reads_local
+from mlclip_jax.backbones.saving import clip_tokenizer, learn_merges
+from mlclip_jax.configs import ml_decoder, mmm_clip, pretrain_scenes, tai
+from mlclip_jax.loop import initial_state, make_chunk
+from mlclip_jax.losses import LOSSES
+from mlclip_jax.modules import split_module, split_trainable
+from mlclip_jax.parallel import MODES, data_parallel, make_mesh, place, replicated, split_by_labels
+from mlclip_jax.pretrain import Pretraining, clip_config, make_pretrain_step, make_single
+from mlclip_jax.runs import adapter_scores
+from mlclip_jax.train import make_loss, make_optimizer, make_train_step, shardings_of, with_loss_constants
+
+LABELS, WIDTH = 8, 32
+RECIPES = {
+    "tai": functools.partial(tai.get_config, "embeddings"),
+    "fc": functools.partial(mmm_clip.get_config, "fc"),
+    "fc_published": functools.partial(mmm_clip.get_config, "fc_published"),
+    "mld": functools.partial(mmm_clip.get_config, "mld"),
+    "mld_published": functools.partial(mmm_clip.get_config, "mld_published"),
+    "ml_decoder": functools.partial(ml_decoder.get_config, "frozen"),
+    "ml_decoder_text": functools.partial(ml_decoder.get_config, "text"),
+}
+OF_ADAPTERS = [(case, "shard_map", 1) for case in RECIPES]
+OF_ADAPTERS += [
+    ("tai", "pmap", 1),
+    ("mld", "pmap", 1),
+    ("tai", "shard_map", 2),
+    ("ml_decoder", "shard_map", 2),
+]
+
+
+def lower(function, *arguments):
+    """Exports a compiled function for accelerators; returns the program's text."""
+    exported = jax.export.export(function, platforms=["tpu", "cuda"])(*arguments)
+    assert exported.platforms == ("tpu", "cuda")
+    return exported.mlir_module()
+
+
+def training_step(config, mode, label_shards):
+    """A chunk of steps of a recipe's adapter on four devices, and its arguments."""
+    config = with_loss_constants(config)
+    class_texts = np.random.default_rng(0).normal(size=(LABELS, WIDTH)).astype(np.float32)
+    if "width" in config.adapter:
+        config.adapter.update(width=16, groups=4)
+    adapter = make_adapter(config.adapter, class_texts, rngs=nnx.Rngs(0))
+    graph, parameters, frozen = split_trainable(adapter)
+    optimizer, mesh = make_optimizer(config), make_mesh(label_shards=label_shards)
+    state = initial_state(parameters, optimizer)
+    shardings = shardings_of(state, adapter.label_axes(), optimizer, mesh)
+    step = make_train_step(
+        graph,
+        optimizer,
+        make_loss(config.loss),
+        config.perturbation,
+        jax.random.key(0),
+        may_skip=True,
+        at_once=label_shards == 1,
+    )
+    run = data_parallel(make_chunk(step), mode, mesh, state_shardings=shardings)
+    data = {"embeddings": np.zeros((12, WIDTH), np.float32), "labels": np.zeros((12, LABELS), np.int8)}
+    if reads_local(config.adapter):
+        data["local"] = np.zeros((12, 3, WIDTH), np.float32)
+    frozen = place(frozen, split_by_labels(mesh, frozen, adapter.label_axes()))
+    indices, steps = np.zeros((2, 8), np.int32), np.arange(2, dtype=np.int32)
+    return run, (place(state, shardings), frozen, place(data, replicated(mesh)), indices, steps)
+
+
+@pytest.mark.parametrize(("case", "mode", "label_shards"), OF_ADAPTERS)
+def test_training_an_adapter(case, mode, label_shards):
+    run, arguments = training_step(RECIPES[case](), mode, label_shards)
+    program = lower(run if mode == "shard_map" else jax.jit(run), *arguments)
+    assert "stablehlo.while" in program  # the chunk is one program
+    assert "stablehlo.all_reduce" in program
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss(loss):
+    run, arguments = training_step(tai.get_config(f"embeddings,loss={loss}"), "shard_map", 1)
+    lower(run, *arguments)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pretraining(mode):
+    config = pretrain_scenes.get_config("short")
+    tokenizer = clip_tokenizer(learn_merges(["a photo of a dog"] * 3, 10))
+    graph, parameters = split_module(Pretraining(clip_config(config.model, tokenizer), 5, rngs=nnx.Rngs(0)))
+    optimizer, mesh = optax.contrib.muon(0.1), make_mesh()
+    state = place(initial_state(parameters, optimizer), replicated(mesh))
+    step = make_pretrain_step(graph, optimizer, config.loss, lambda pixels: pixels / jnp.float32(255))
+    run = data_parallel(make_single(step), mode, mesh, split_data=True)
+    side, tokens = config.model.vision_config.image_size, config.model.text_config.max_position_embeddings
+    data = {
+        "pixels": np.zeros((4, 2, side, side, 3), np.float32),
+        "token_ids": np.zeros((4, 2, tokens), np.int32),
+        "labels": np.zeros((4, 2, 5), np.int8),
+    }
+    arguments = (state, {}, data, np.zeros((1, 8), np.int32), np.zeros(1, np.int32))
+    assert "stablehlo.all_gather" in lower(run if mode == "shard_map" else jax.jit(run), *arguments)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("timm")])
+def test_every_tower(tmp_path, case):
+    write_case(tmp_path, case)
+    backbone = load_backbone(tmp_path, dtype="bfloat16")
+    pixels = np.stack([backbone.pixels([image])[0] for image in images()[:1]] * 4)
+    lower(jax.jit(backbone.image), backbone.parameters, pixels)
+    if case != "resnet":  # which has no text tower
+        lower(jax.jit(backbone.text), backbone.parameters, backbone.token_ids(TEXTS))
+
+
+@pytest.mark.parametrize("case", ["tai", "mld"])
+def test_scoring(case):
+    config = RECIPES[case]()
+    class_texts = np.zeros((LABELS, WIDTH), np.float32)
+    graph, *states = split_trainable(make_adapter(config.adapter, class_texts, rngs=nnx.Rngs(0)))
+    local = np.zeros((300, 3, WIDTH), np.float32) if reads_local(config.adapter) else None
+    score = jax.jit(functools.partial(adapter_scores, graph))
+    lower(score, *states, np.zeros((300, WIDTH), np.float32), local)
+
+
+@pytest.mark.parametrize("protocol", metrics.PROTOCOLS)
+def test_metrics(protocol):
+    scores, labels = np.zeros((40, LABELS), np.float32), np.zeros((40, LABELS), np.int8)
+    lower(jax.jit(functools.partial(metrics.mean_average_precision, protocol=protocol)), scores, labels)
