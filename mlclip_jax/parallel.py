@@ -315,6 +315,8 @@ def sum_over_devices(tree, at_once=True):
       at_once: whether arrays may travel as one. XLA sends them so between accelerators, but not between
         processes of CPUs, where each message takes about a millisecond. Not for those split over labels too.
     """
+    if jax.lax.axis_size(AXIS) == 1:  # where XLA has no sum for what is split over labels
+        return tree
     if not at_once or jax.process_count() == 1 or jax.default_backend() != "cpu":
         return jax.lax.psum(tree, AXIS)
     arrays, structure = jax.tree.flatten(tree)

@@ -354,9 +354,11 @@ def make_loss(settings):
         return sum_and_count
 
     def gathered(logits, labels):
-        total, count = sum_and_count(*jax.lax.all_gather((logits, labels), AXIS, tiled=True))
-        # Every device computes all of it, so each answers for its share.
         devices = jax.lax.axis_size(AXIS)
+        if devices > 1:
+            logits, labels = jax.lax.all_gather((logits, labels), AXIS, tiled=True)
+        total, count = sum_and_count(logits, labels)
+        # Every device computes all of it, so each answers for its share.
         return total / devices, count / devices
 
     return gathered

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -32,17 +31,21 @@ def start(arguments, *, num_devices=None, preamble=""):
     return process
 
 
-def start_together(arguments, num_processes, *, num_devices=1):
+def start_together(arguments, num_processes, *, num_devices=1, preamble=""):
     """Starts the program as several processes of one run, each with as many devices."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     shared = [*arguments, f"--coordinator={address}", f"--num_processes={num_processes}"]
-    return [start([*shared, f"--process_id={i}"], num_devices=num_devices) for i in range(num_processes)]
+    own = [[*shared, f"--process_id={i}"] for i in range(num_processes)]
+    return [start(flags, num_devices=num_devices, preamble=preamble) for flags in own]
 
 
 def outputs_of(processes, code=0, timeout=180):
-    """What processes printed, once each has ended with this code; killed where they do not end."""
+    """What processes printed, once each has ended with this code; killed where they do not end.
+
+    None stands for any code but 0, as of those that notice that another was killed.
+    """
     try:
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -52,7 +55,8 @@ def outputs_of(processes, code=0, timeout=180):
             process.kill()
             process.wait()
         outputs = [_read(process) for process in processes]
-    assert [process.returncode for process in processes] == [code] * len(processes), "\n".join(outputs)
+    codes = [process.returncode for process in processes]
+    assert all(codes) if code is None else codes == [code] * len(codes), "\n".join(outputs)
     return outputs
 
 
@@ -84,4 +88,4 @@ def kill_when(processes, condition):
     wait_until(condition, *processes)
     for process in processes:
         process.kill()
-    outputs_of(processes, -signal.SIGKILL)
+    outputs_of(processes, None)

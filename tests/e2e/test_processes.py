@@ -20,6 +20,10 @@ SETTINGS = {
     "train__evaluate_every": 100,
     "evaluation__embeddings": "images.npz",
 }
+STREAMED = """
+from mlclip_jax import loop
+loop.ON_DEVICE = 0  # so each process reads the rows of its own devices, chunk by chunk
+"""
 ENDLESS = {
     "train__steps": 10**8,
     "train__log_every": 50,
@@ -58,10 +62,10 @@ def assert_same_curve(ours, expected, first=0):
     np.testing.assert_allclose(ours[:20], expected[:20], rtol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
-def test_two_processes_are_as_one(world, alone, tmp_path, mode):
+@pytest.mark.parametrize(("mode", "preamble"), [("shard_map", STREAMED), ("pmap", "")])
+def test_two_processes_are_as_one(world, alone, tmp_path, mode, preamble):
     arguments = arguments_of(world, tmp_path, train__parallel=mode)
-    first, second = finish_together(arguments, 2, num_devices=2)
+    first, second = finish_together(arguments, 2, num_devices=2, preamble=preamble)
     assert "4 devices (cpu) in 2 processes, mesh 4 data x 1 labels; batch 8, 2 on each device\n" in first
     assert "trained" not in second  # one speaks for both
     assert_same_curve(tmp_path, alone)
