@@ -11,7 +11,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from mlclip_jax.errors import InputError
-from mlclip_jax.parallel import everywhere, is_first
+from mlclip_jax.parallel import all_or_none, everywhere, is_first
 from mlclip_jax.progress import note
 
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by bytes
@@ -30,6 +30,8 @@ class Checkpoints:
       frozen: fingerprint of what was frozen in training (see `weights.fingerprint`), with the hash of the
         `labels`, and where it matters that of the `examples`.
       config: of the run, a dict that is kept with each of them.
+      scored_on: digest of what the metric is measured on; the best is chosen among those of the same. By
+        default, as in the latest that has a metric.
       read_only: leave the folder as it is; a run may be writing there. Only one run may do otherwise.
       keep: how many of the latest are kept, beside the best.
 
@@ -37,23 +39,21 @@ class Checkpoints:
       InputError: there is no checkpoint to read.
     """
 
-    def __init__(self, folder, frozen, *, config=None, read_only=False, keep=2):
+    def __init__(self, folder, frozen, *, config=None, scored_on=None, read_only=False, keep=2):
         if read_only and not any(path.name.isdigit() for path in Path(folder).glob("*")):
             raise InputError(f"no checkpoint in {folder}: start the command of this run again")
         self.folder = Path(folder).absolute()
-        self._kept_with_each = {"frozen": frozen, "config": config or {}}
+        self._kept_with_each = {"frozen": frozen, "config": config or {}, "scored_on": scored_on}
         self._read_only, self._keep = read_only, keep
         self._pending = None
         self._checkpointer = self._open()
+        self.best = self._find_best()
 
     def _open(self):
         policies = ocp.training.preservation_policies
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[METRIC], n=1, keep_checkpoints_without_metrics=False
-        )
         return ocp.training.Checkpointer(
             self.folder,
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), _Best(self)]),
             # The caller decides when to save.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=not self._read_only,
@@ -79,10 +79,21 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     @property
-    def best(self):
-        """Step and metric of the checkpoint with the highest metric; None, None where none has one."""
-        scored = [(c.metrics[METRIC], c.step) for c in self._checkpointer.checkpoints if c.metrics]
-        metric, step = max(scored, default=(None, None))
+    def number(self):
+        """How many there are."""
+        return len(self._checkpointer.checkpoints)
+
+    def _find_best(self):
+        scored = []
+        for checkpoint in self._checkpointer.checkpoints:
+            with contextlib.suppress(Exception), _quiet():  # what cannot be read is not the best
+                kept = self._checkpointer.checkpointables_metadata(checkpoint.step).custom_metadata
+                if kept["metric"] is not None:
+                    scored.append((kept["metric"], checkpoint.step, kept["scored_on"]))
+        wanted = self._kept_with_each["scored_on"]
+        if wanted is None and scored:
+            _, _, wanted = max(scored, key=lambda known: known[1])
+        metric, step, _ = max((known for known in scored if known[2] == wanted), default=(None, None, None))
         return step, metric
 
     def save(self, step, state, metric=None):
@@ -97,15 +108,14 @@ class Checkpoints:
           InputError: it, or the one before it, cannot be written.
         """
         self.check()
-        metrics = None if metric is None else {METRIC: metric}
-        known = self._kept_with_each | {"checksums": {name: checksums(tree) for name, tree in state.items()}}
+        if metric is not None and (self.best[1] is None or metric > self.best[1]):
+            self.best = step, metric
+        known = self._kept_with_each | {
+            "metric": metric,
+            "checksums": {name: checksums(tree) for name, tree in state.items()},
+        }
         with self._refusing_what_cannot_be_written():
-            self._pending = self._checkpointer.save_checkpointables_async(
-                step,
-                dict(state),
-                metrics=metrics,
-                custom_metadata=known,  # orbax adds to it
-            )
+            self._pending = self._checkpointer.save_checkpointables_async(step, state, custom_metadata=known)
 
     def check(self):
         """Finds out, without waiting, whether what is written in the background has failed.
@@ -150,17 +160,13 @@ class Checkpoints:
             )
         reasons, candidates = [], [step] if step is not None else steps[::-1]
         for candidate in candidates:
-            state, reason = None, "another process could not read it"
-            try:
-                state = self._load(candidate, abstract_state)
-            except InputError:
-                raise
-            except Exception as error:  # orbax has no common base for what a damaged checkpoint raises
-                while error.__cause__ is not None:
-                    error = error.__cause__
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            if everywhere(state is not None):
-                return candidate, state
+            with all_or_none():
+                reason = self._what_is_wrong(candidate, abstract_state)
+            if everywhere(reason is None):
+                state, reason = self._load(candidate, abstract_state)
+                if everywhere(reason is None):
+                    return candidate, state
+            reason = reason or "another process cannot read it"
             reasons.append(f"{candidate} ({reason})")
             if candidate != candidates[-1]:
                 note(f"warning: the checkpoint {self.folder}/{candidate} is damaged ({reason})")
@@ -171,41 +177,66 @@ class Checkpoints:
             "or remove the folder to begin anew; if another version made it, give another --workdir"
         )
 
-    def _load(self, step, abstract_state):
+    def _what_is_wrong(self, step, abstract_state):
+        """Why a checkpoint cannot be read, as its description says; None if it may be.
+
+        Raises:
+          InputError: it was trained on other frozen weights, with other settings, or by another version.
+        """
         frozen = self._kept_with_each["frozen"]
-        there = self._checkpointer.checkpointables_metadata(step)
-        trained_on = there.custom_metadata["frozen"]
+        try:
+            there = self._checkpointer.checkpointables_metadata(step)
+            kept = there.custom_metadata
+            trained_on = kept["frozen"]
+        except Exception as error:  # orbax has no common base for what a damaged checkpoint raises
+            return _in_words(error)
         compared = {"sha256", "labels", "examples"} & frozen.keys()
         if any(trained_on.get(key) != frozen[key] for key in compared):
             raise InputError(
                 f"the checkpoint in {self.folder} was trained on {describe(trained_on)}, "
                 f"not on {describe(frozen)}; give what it was trained on, or another --workdir"
             )
+        if not abstract_state.keys() <= kept.get("checksums", {}).keys():
+            raise InputError(
+                f"the checkpoint {self.folder}/{step} was made by another version; give another --workdir"
+            )
         for name, tree in abstract_state.items():
-            if there.metadata[name] is None:  # orbax has logged why
-                raise ValueError(f"its {name} cannot be read")
+            if there.metadata.get(name) is None:
+                return f"its {name} cannot be read"
             found, wanted = _shapes(there.metadata[name]), _shapes(tree)
             if found != wanted:
                 path = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
-                there, here = found.get(path, "no such array"), wanted.get(path, "none")
+                has, asked = found.get(path, "no such array"), wanted.get(path, "none")
                 raise InputError(
                     f"the checkpoint {self.folder}/{step} was made by other settings or another version: "
-                    f"of its {name}, {path} is {there}, not {here}; give another --workdir"
+                    f"of its {name}, {path} is {has}, not {asked}; give another --workdir"
                 )
-        state = self._checkpointer.load_checkpointables(step, abstract_state)
+        return None
+
+    def _load(self, step, abstract_state):
+        """The state of a checkpoint and None; or None, and why it cannot be read."""
+        try:
+            state = self._checkpointer.load_checkpointables(step, abstract_state)
+            saved = self._checkpointer.checkpointables_metadata(step).custom_metadata["checksums"]
+        except Exception as error:  # as above
+            return None, _in_words(error)
         for name, tree in state.items():
-            if checksums(tree) != there.custom_metadata["checksums"][name]:
-                raise ValueError(f"its {name} are not those that were saved")
-        return state
+            if checksums(tree) != saved[name]:
+                return None, f"its {name} are not those that were saved"
+        return state, None
 
     def _set_aside(self, step):
         self._checkpointer.close()
-        if is_first():
-            place = self.folder / f"damaged-{step}"
-            shutil.rmtree(place, ignore_errors=True)  # of the same step, another time
-            (self.folder / str(step)).rename(place)
-        everywhere(True)  # none looks before it is gone
+        with all_or_none():  # and none looks before it is gone
+            if is_first():
+                place = self.folder / f"damaged-{step}"
+                shutil.rmtree(place, ignore_errors=True)  # of the same step, another time
+                try:
+                    (self.folder / str(step)).rename(place)
+                except OSError as error:
+                    raise InputError(f"cannot move {self.folder}/{step} aside: {error.strerror}") from error
         self._checkpointer = self._open()
+        self.best = self._find_best()
 
     @contextlib.contextmanager
     def _refusing_what_cannot_be_written(self):
@@ -221,6 +252,24 @@ class Checkpoints:
                 f"cannot write checkpoints in {self.folder} ({reason[:300]}); make room or mend it, and "
                 "start again: the run goes on from the last whole one"
             ) from error
+
+
+class _Best:
+    """Preserves the best checkpoint of a `Checkpoints`; see orbax's `PreservationPolicy`."""
+
+    def __init__(self, checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints, *, context):
+        del context
+        return [info.step == self._checkpoints.best[0] for info in checkpoints]
+
+
+def _in_words(error):
+    """What went wrong first, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def abstract(tree, sharding):
@@ -246,8 +295,12 @@ def checksums(tree):
 @jax.jit
 def _checksums(arrays):
     def add_bits(array):
-        bits = jax.lax.bitcast_convert_type(array, UNSIGNED[array.dtype.itemsize])
-        return jnp.sum(bits, dtype=jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(array, UNSIGNED[array.dtype.itemsize]).astype(jnp.uint32)
+        place = jnp.zeros(array.shape, jnp.uint32)
+        for axis, size in enumerate(array.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+        # Each counts by an odd number of its own, so that values which change places show too.
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
     return jnp.stack([add_bits(array) for array in arrays])
 

@@ -79,15 +79,18 @@ def main(argv):
             from mlclip_jax.interruptions import stop_at_once_when_told
             from mlclip_jax.parallel import start_processes
 
-            if not start_processes(values):
-                stop_at_once_when_told()
+            start_processes(values, independent=getattr(command, "INDEPENDENT_PROCESSES", False))
+            stop_at_once_when_told()
         command.main(values)
     except Preempted as stopped:
         print(f"mlclip {name}: {stopped}", file=sys.stderr)
-        _leave_processes()
+        if stopped.together:
+            _leave_processes()
         return RESTART
     except InputError as error:
-        print(f"mlclip {name}: error: {error}", file=sys.stderr)
+        print(f"mlclip {name}: error: {error}", file=sys.stderr, flush=True)
+        if getattr(error, "announced", False):  # to all processes, which end too
+            _leave_processes()
         return 2
     except BrokenPipeError:  # what reads the output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,7 +102,7 @@ def main(argv):
 
 
 def _leave_processes():
-    """Waits for the others that are stopping too: who leaves first would take them for crashed."""
+    """Waits for the others that are stopping too: when one leaves without a word, JAX aborts the others."""
     import jax
 
     if jax.distributed.is_initialized():

@@ -9,8 +9,16 @@ class InputError(Exception):
     """
 
 
-class Preempted(Exception):
-    """A run was told to stop (SIGTERM), has saved where it stands, and can be started again.
+class Preempted(BaseException):
+    """A run was told to stop (SIGTERM), what it has done is kept, and it can be started again.
 
-    Its message is one line; the command line prints it and exits with code 75.
+    No `Exception`, as it may come anywhere, and is no failure of what it interrupts. Its message is one line;
+    the command line prints it and exits with code 75.
+
+    Attributes:
+      together: whether all processes of the run stop at this point.
     """
+
+    def __init__(self, message, *, together=False):
+        super().__init__(message)
+        self.together = together

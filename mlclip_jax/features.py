@@ -22,12 +22,12 @@ from mlclip_jax.data.pipeline import MAX_SKIPPED, OnceOrder, Skipped, read_batch
 from mlclip_jax.data.sources import read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder
-from mlclip_jax.interruptions import stop_at_once_when_told
 from mlclip_jax.parallel import define_process_flags
 from mlclip_jax.progress import note, progress_bar
 from mlclip_jax.shards import SHARD_ROWS, SKIPPED, describe_work, write_shards
 from mlclip_jax.texts.templates import check_template, fill
 
+INDEPENDENT_PROCESSES = True  # each writes shards of its own
 OTHER_FILES = {".csv", ".h5", ".json", ".jsonl", ".npy", ".parquet", ".pkl", ".pt", ".txt"}
 STORAGE = ("float32", "bfloat16", "float16")
 
@@ -230,7 +230,6 @@ def main(values):
     if output.suffix in OTHER_FILES and not output.is_dir():
         raise InputError(f"cannot write {output}: give a folder, or a file whose name ends in .npz")
     make_folder(output.parent)
-    stop_at_once_when_told()  # of several processes each for itself, as none waits for another
     source = open_images(values.images) if values.images is not None else None
     lines = read_lines(values.texts) if source is None else None
     from mlclip_jax.backbones import ENCODING, load_backbone, read_encoding

@@ -63,7 +63,7 @@ def make_folder(path):
     """
     if not str(path) or "://" in str(path):
         raise InputError(f"cannot write in {str(path)!r}: name a folder of this machine")
-    probe = Path(path) / f".writable.{os.getpid()}"
+    probe = Path(path) / f".writable.{os.getpid()}-{secrets.token_hex(4)}"  # as above
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()

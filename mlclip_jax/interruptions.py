@@ -10,6 +10,7 @@ import threading
 import time
 
 import jax
+from jax._src import distributed  # which alone can begin to listen after the start
 from jax.experimental import multihost_utils
 
 from mlclip_jax.errors import Preempted
@@ -18,7 +19,8 @@ from mlclip_jax.errors import Preempted
 def stop_at_once_when_told():
     """From now on SIGTERM ends what the process does by `Preempted`, wherever it is.
 
-    For what leaves its files whole at any moment: the same command, started again, goes on.
+    For what leaves its files whole at any moment: the same command, started again, goes on. Of several
+    processes each stops for itself.
     """
 
     def stop(*_):
@@ -36,7 +38,11 @@ def listening_for_stop():
       A function, to be called by all processes equally often: whether one of them received the order. It
       turns true at the same call on all.
     """
-    if jax.distributed.is_initialized():  # JAX listens itself, and finds out which call comes next everywhere
+    if jax.distributed.is_initialized():
+        # From here on JAX listens, and finds out which call comes next on all processes.
+        jax.config.update("jax_enable_preemption_service", True)
+        if distributed.global_state.preemption_sync_manager is None:
+            distributed.global_state.initialize_preemption_sync_manager()
         calls = itertools.count()
         yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
     elif threading.current_thread() is not threading.main_thread():  # where no signal arrives

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 
@@ -42,8 +43,11 @@ class Log:
         """Notes metrics as of after `step` steps; arrays that are still being computed are not waited for."""
         self._pending.append((step, metrics))
 
-    def write_pending(self):
+    def write_pending(self, *, durable=False):
         """Waits for the metrics noted so far, and appends them.
+
+        Args:
+          durable: whether they must be on the disk, and not in memory, afterwards.
 
         Raises:
           InputError: too many steps were not finite, or the file cannot be written.
@@ -54,10 +58,14 @@ class Log:
             finite, skipped = values.pop("finite", None), values.pop("skipped", None)
             if finite is not None and not finite.all():
                 self._report(step - len(finite), values["loss"], finite, skipped)
-                values["loss"] = values["loss"][finite]
+                steps = len(finite)
+                values = {n: v[finite] if len(v) == steps else v for n, v in values.items()}
                 values["skipped_steps"] = np.array([len(finite) - finite.sum()])
             means = {name: float(np.mean(value)) for name, value in values.items() if value.size}
             _append(self._path, {"step": step, **means})
+        if durable and is_first():
+            with self._path.open("a", encoding="utf-8") as file:
+                os.fsync(file.fileno())
 
     def _report(self, first, losses, finite, skipped):
         """Records the steps that were not finite, and refuses to go on once they are too many."""

@@ -17,6 +17,7 @@ from mlclip_jax.parallel import (
     LABEL_AXIS,
     MODES,
     agreed,
+    all_or_none,
     place,
     replicated,
     split_labels,
@@ -60,34 +61,37 @@ def run_conditions(train, num_devices):
     return conditions
 
 
-def resume(checkpoints, state, num_steps, shardings):
+def resume(checkpoints, state, train, shardings):
     """Where a run goes on: the step and the state of its newest checkpoint, or 0 and `state`, placed.
 
     Args:
       checkpoints: an open `Checkpoints`.
       state: of step 0, on the host or this process's devices.
-      num_steps: of the whole run.
+      train: of the recipe.
       shardings: of the state, one for all of it or a tree.
 
     Raises:
       InputError: the checkpoint cannot be used, or lies beyond the last step; or the disk is full.
     """
-    step = checkpoints.latest_step or 0
-    if step > num_steps:
-        raise InputError(
-            f"{checkpoints.folder} holds a checkpoint of step {step}, beyond {num_steps}; remove it"
-        )
-    needed = CHECKPOINTS_AT_ONCE * sum(x.nbytes for x in jax.tree.leaves(state))
-    free = shutil.disk_usage(checkpoints.folder).free
-    if free < needed:
-        raise InputError(
-            f"{checkpoints.folder} has {free:,} bytes left, and the checkpoints of this run need {needed:,}; "
-            "make room, or give another --workdir"
-        )
-    if not step:
-        return 0, place(state, shardings)
-    step, state = checkpoints.restore(abstract(state, shardings))
-    note(f"{checkpoints.folder}: going on from step {step} of {num_steps}")
+    with ending_when_stalled(train.stall_seconds):
+        step = checkpoints.latest_step or 0
+        with all_or_none():
+            if step > train.steps:
+                raise InputError(
+                    f"{checkpoints.folder} holds a checkpoint of step {step}, beyond {train.steps}; remove it"
+                )
+            more = max(1, CHECKPOINTS_AT_ONCE - checkpoints.number) if step < train.steps else 0
+            needed = more * sum(x.nbytes for x in jax.tree.leaves(state))
+            free = shutil.disk_usage(checkpoints.folder).free
+            if free < needed:
+                raise InputError(
+                    f"{checkpoints.folder} has {free:,} bytes left, and the checkpoints of this run need "
+                    f"{needed:,} more; make room, or give another --workdir"
+                )
+        if not step:
+            return 0, place(state, shardings)
+        step, state = checkpoints.restore(abstract(state, shardings))
+    note(f"{checkpoints.folder}: going on from step {step} of {train.steps}")
     return step, state
 
 
@@ -134,12 +138,14 @@ def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=Non
             # Evaluate, then save: a run killed in between evaluates again, and loses nothing.
             if evaluate is not None and _is_due(step, train.evaluate_every):
                 evaluated = evaluate(state)
-                metrics, metric = metrics | evaluated, float(agreed(np.float32(evaluated[METRIC])))
+                metrics |= evaluated
+                if METRIC in evaluated:  # not where no example has a label
+                    metric = float(agreed(np.float32(evaluated[METRIC])))
             log.add(step, metrics)
             stop = asked_to_stop() and step < train.steps
             is_best = metric is not None and (highest is None or metric > highest)
             if stop or is_best or _is_due(step, train.checkpoint_every) or step == train.steps:
-                log.write_pending()  # the log is complete up to every checkpoint
+                log.write_pending(durable=True)  # the log is complete up to every checkpoint
                 checkpoints.save(step, state, metric)
                 highest = metric if is_best else highest
             renew(step)
@@ -147,7 +153,8 @@ def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=Non
                 checkpoints.wait()
                 raise Preempted(
                     f"told to stop; saved step {step} of {train.steps} in {checkpoints.folder}, and goes on "
-                    "from there when it is started again"
+                    "from there when it is started again",
+                    together=True,
                 )
         checkpoints.wait()
     return state

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import hashlib
+import json
 import os
 import secrets
 import sys
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mlclip_jax import progress
@@ -22,6 +24,7 @@ from mlclip_jax.files import locked
 AXIS = "data"
 LABEL_AXIS = "labels"
 MODES = ("shard_map", "pmap")
+WEEK = 7 * 24 * 3600
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 
@@ -39,13 +42,14 @@ def define_process_flags(values):
     )
 
 
-def start_processes(values):
+def start_processes(values, *, independent=False):
     """Makes this process one of several, if the flags of `define_process_flags` say so.
 
     Comes before any use of a device. Only the first process prints results and progress; all print errors.
 
-    Returns:
-      Whether they do.
+    Args:
+      values: the parsed flags.
+      independent: whether the processes work without another, and may end at quite different times.
 
     Raises:
       InputError: the flags do not belong together, or no cluster is found.
@@ -53,7 +57,7 @@ def start_processes(values):
     """
     given = {name: getattr(values, name) for name in PROCESS_FLAGS if getattr(values, name) is not None}
     if not given and not values.multihost:
-        return False
+        return
     if given and values.multihost:
         raise InputError(f"give either --multihost or --{', --'.join(PROCESS_FLAGS)}")
     if given and len(given) < len(PROCESS_FLAGS):
@@ -66,17 +70,18 @@ def start_processes(values):
             f"--process_id={given['process_id']} cannot be: of {given['num_processes']} processes "
             f"the last is {given['num_processes'] - 1}"
         )
+    how = {"shutdown_timeout_seconds": WEEK} if independent else {}
+    if given:
+        names = {"coordinator": "coordinator_address"}
+        how |= {names.get(name, name): value for name, value in given.items()}
+        how["cluster_detection_method"] = "deactivate"
+    # JAX would take SIGTERM for itself from now on; it is asked to when the steps begin.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
+        jax.distributed.initialize(**how)
+    except ValueError as error:
         if given:
-            jax.distributed.initialize(
-                given["coordinator"],
-                given["num_processes"],
-                given["process_id"],
-                cluster_detection_method="deactivate",
-            )
-        else:
-            jax.distributed.initialize()
-    except ValueError as error:  # no cluster was found
+            raise InputError(f"--coordinator={values.coordinator}: {' '.join(str(error).split())}") from error
         raise InputError(
             f"--multihost found no TPU pod, SLURM, Kubernetes or MPI here ({' '.join(str(error).split())}); "
             "give --coordinator=HOST:PORT --num_processes=N --process_id=I"
@@ -86,7 +91,6 @@ def start_processes(values):
     if not is_first():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
         progress.silence()
-    return True
 
 
 def is_first():
@@ -101,12 +105,12 @@ def make_mesh(devices=None, label_shards=1):
       devices: a list of them.
       label_shards: over how many of them the labels of an adapter are split.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:  # each process's side by side, which `jax.make_mesh` does not promise on TPUs
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     # Explicit axes, JAX's default, reject gathers by sharded indices, and bring data parallelism nothing.
-    return jax.make_mesh(
-        (len(devices) // label_shards, label_shards),
+    return Mesh(
+        np.array(devices).reshape(-1, label_shards),
         (AXIS, LABEL_AXIS),
-        devices=devices,
         axis_types=(AxisType.Auto, AxisType.Auto),
     )
 
@@ -152,6 +156,8 @@ def all_or_none():
 class _Announced(InputError):
     """All processes know of this failure already."""
 
+    announced = True
+
 
 def check_shared(folder):
     """Refuses a folder that not all processes see, as each has one of that name on its own disk.
@@ -171,6 +177,26 @@ def check_shared(folder):
             )
     if is_first():
         sign.unlink()
+
+
+def check_alike(*content):
+    """Refuses processes of one run that were given different configs or data.
+
+    Args:
+      content: what describes these; anything that JSON can hold.
+
+    Raises:
+      InputError: this process, or another, has other content than the first.
+    """
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+    own = np.frombuffer(digest, np.uint8)
+    first = np.asarray(agreed(own))
+    with all_or_none():
+        if not np.array_equal(own, first):
+            raise InputError(
+                f"process {jax.process_index()} has another config, or finds other data under the same "
+                "names, than process 0; give all the same"
+            )
 
 
 @contextlib.contextmanager
@@ -287,8 +313,13 @@ def local_copy(tree, mesh):
     Every process must call this, as it may have to ask the others.
     """
     if not all(array.is_fully_replicated for array in jax.tree.leaves(tree)):
-        tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+        tree = _gathering(mesh)(tree)
     return jax.tree.map(lambda array: array.addressable_data(0), tree)
+
+
+@functools.cache
+def _gathering(mesh):
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def own_rows(number, multiple):

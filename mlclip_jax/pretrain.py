@@ -48,6 +48,7 @@ from mlclip_jax.modules import merge_module, split_module
 from mlclip_jax.parallel import (
     AXIS,
     all_or_none,
+    check_alike,
     check_shared,
     data_parallel,
     define_process_flags,
@@ -118,7 +119,7 @@ def pretrain(config, workdir):
     model_config = clip_config(config.model, tokenizer)
     context = model_config.text_config.max_position_embeddings
     cut = sum(len(tokenizer.encode(caption).ids) > context for caption in captions)
-    if cut:
+    if cut and is_first():
         warnings.warn(
             f"{cut} of the first {len(captions)} captions are longer than {context} tokens, and are cut; "
             "--config.model.text_config.max_position_embeddings makes room",
@@ -185,9 +186,12 @@ def pretrain(config, workdir):
         "revision": "",
         "sha256": source.digest,
     }
-    checkpoints = Checkpoints(workdir / "checkpoints", frozen, config=json.loads(config.to_json()))
+    described = json.loads(config.to_json())
+    check_alike(described, frozen)
+    with all_or_none():
+        checkpoints = Checkpoints(workdir / "checkpoints", frozen, config=described, scored_on=source.digest)
     with held_by_this_run(workdir), closing, checkpoints:
-        step, state = resume(checkpoints, state, config.train.steps, replicated(mesh))
+        step, state = resume(checkpoints, state, config.train, replicated(mesh))
         if step:
             skipped.read()
         with all_or_none():
@@ -196,16 +200,23 @@ def pretrain(config, workdir):
         log_path = workdir / "metrics.jsonl"
         state = run_steps(run_chunk, state, step, config.train, checkpoints, log_path, evaluate, names_of)
         log = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
+        found = evaluate(state)
+        with all_or_none():
+            skipped.write()
+        with all_or_none():
+            if is_first():  # of what all processes have read
+                for path in sorted(workdir.glob(f"process-*-{SKIPPED}")):
+                    skipped.read(path)
+                skipped.write()
         figures = {
             "examples": config.train.steps * config.train.batch_size,
             "seconds": round(sum(line["seconds"] for line in log)),
             "held_out": len(source) - num_train,
             "skipped": len(skipped.reasons),
-            **evaluate(state),
+            **found,
             "protocol": f"plain cosine, {CLASS_TEMPLATE!r}; {PROTOCOLS['ap']}",
             "auxiliary label loss": bool(config.loss.auxiliary),
         }
-        skipped.write()
         if skipped.reasons:
             note(skipped)
         folder = workdir / "clip"
@@ -434,13 +445,14 @@ def zero_shot_figures(graph, parameters, examples, indices, skipped, batch_size=
     own = indices[own_rows(len(indices), batch_size)]
     images, texts = ([np.empty((0, examples.width), np.float32)] for _ in range(2))
     labels = [np.empty((0, len(examples.label_names)), np.int8)]
-    for batch in examples.batches(own, min(batch_size, len(indices))) if len(own) else ():
-        skipped.add(batch.skipped)
-        there = batch.indices >= 0
-        if np.any(there):
-            images.append(np.asarray(encode_images(parameters, batch.data["pixels"]))[there])
-            texts.append(np.asarray(encode_texts(parameters, batch.data["token_ids"]))[there])
-            labels.append(batch.data["labels"][there])
+    with all_or_none():
+        for batch in examples.batches(own, min(batch_size, len(indices))) if len(own) else ():
+            skipped.add(batch.skipped)
+            there = batch.indices >= 0
+            if np.any(there):
+                images.append(np.asarray(encode_images(parameters, batch.data["pixels"]))[there])
+                texts.append(np.asarray(encode_texts(parameters, batch.data["token_ids"]))[there])
+                labels.append(batch.data["labels"][there])
     there = np.ones(sum(map(len, images)), bool)
     images, texts, labels, there = (
         gather_rows(rows, len(indices), batch_size)

@@ -51,6 +51,7 @@ from mlclip_jax.parallel import (
     AXIS,
     LABEL_AXIS,
     all_or_none,
+    check_alike,
     check_shared,
     data_parallel,
     define_process_flags,
@@ -114,6 +115,8 @@ def train(config, workdir):
     local, origin = reads_local(config.adapter), class_texts.origin
     if "examples" in config:
         origin = origin | {"examples": digest(examples)}
+    described = json.loads(config.to_json())
+    check_alike(described, origin)
 
     adapter = make_adapter(config.adapter, class_texts.vectors, rngs=nnx.Rngs(config.seed))
     graph, parameters, frozen = split_trainable(adapter)
@@ -160,9 +163,11 @@ def train(config, workdir):
     def names_of(t):
         return suspects(examples, indices_of(t, t + 1)[0])
 
-    checkpoints = Checkpoints(workdir / "checkpoints", origin, config=json.loads(config.to_json()))
+    scored_on = digest(images) if images is not None and config.train.evaluate_every else None
+    with all_or_none():
+        checkpoints = Checkpoints(workdir / "checkpoints", origin, config=described, scored_on=scored_on)
     with held_by_this_run(workdir), checkpoints:
-        step, state = resume(checkpoints, state, config.train.steps, state_shardings)
+        step, state = resume(checkpoints, state, config.train, state_shardings)
         with all_or_none():
             if is_first():
                 if not step:
@@ -173,7 +178,8 @@ def train(config, workdir):
                 if step < config.train.steps:  # it was fitted to parameters that are about to change
                     (workdir / calibration.FILE).unlink(missing_ok=True)
                 write_embeddings(workdir / "classes.npz", class_texts)
-        frozen |= read_drawn(workdir)
+        with all_or_none():
+            frozen |= read_drawn(workdir)
         kept = place(frozen, split_by_labels(mesh, frozen, adapter.label_axes()))
         title, number = TITLES[config.adapter.name], sum(x.size for x in jax.tree.leaves(parameters))
         note(f"{title}: {number:,} parameters, {config.adapter.dtype}")
@@ -193,9 +199,7 @@ def train(config, workdir):
     labels = f"{len(class_texts.names)} labels"
     print(f"{workdir}: trained {config.train.steps} steps on {learnt_from} about {labels}")
     if images is not None:
-        with all_or_none():
-            run = read_run(workdir)
-        evaluate.print_comparison(evaluate.compare([run], images))
+        evaluate.print_comparison(evaluate.compare([read_run(workdir)], images))
     return state["parameters"]
 
 
@@ -256,7 +260,7 @@ def shardings_of(state, label_axes, optimizer, mesh):
 def suspects(examples, rows):
     """Names of the examples in these rows, those with the largest numbers first."""
     arrays = [array for array in (examples.vectors, examples.local) if array is not None]
-    largest = [max(np.abs(np.asarray(array[i])).max() for array in arrays) for i in rows]
+    largest = [np.max([np.abs(np.asarray(array[i])).max() for array in arrays]) for i in rows]
     names = examples.names
     return [f"example {i}" if names is None else names[i] for i in rows[np.argsort(largest)[::-1]]]
 

@@ -17,6 +17,7 @@ from mlclip_jax import InputError
 from mlclip_jax.cli import main
 from mlclip_jax.configs import mmm_clip, tai
 from mlclip_jax.interruptions import listening_for_stop
+from mlclip_jax.log import Log
 from mlclip_jax.runs import read_run
 from mlclip_jax.train import train
 
@@ -115,6 +116,15 @@ class TestNumbers:
         assert not np.array_equal(fresh["linear"]["kernel"], skipped["linear"]["kernel"])
         # Its learning rate has begun anew, and its bias is 0 still.
         np.testing.assert_array_equal(skipped["linear"]["bias"], 0)
+
+    def test_no_metric_of_a_skipped_step_reaches_the_log(self, tmp_path):
+        log = Log(tmp_path / "metrics.jsonl", 0, max_skipped=1)
+        finite, spoilt = np.array([True, False, True]), np.array([1.0, np.nan, 3.0])
+        counts = np.array([0, 1, 1])
+        log.add(3, {"loss": spoilt, "other": spoilt, "finite": finite, "skipped": counts, "seconds": 2.0})
+        log.write_pending()
+        [line] = lines_of(tmp_path / "metrics.jsonl")
+        assert line == {"step": 3, "loss": 2.0, "other": 2.0, "seconds": 2.0, "skipped_steps": 1.0}
 
     def test_allowing_it_changes_no_run_that_is_finite(self, world, tmp_path):
         expected = train(image_config(world, "whole"), tmp_path / "0")

@@ -102,7 +102,7 @@ def one_step(mode, num_devices):
 def test_modes_and_devices_agree(mode, num_devices):
     expected, expected_metrics, _ = one_step("shard_map", 1)
     parameters, metrics, _ = one_step(mode, num_devices)
-    assert metrics.keys() == {"loss", "contrastive", "auxiliary", "scale"}
+    assert metrics.keys() == {"loss", "contrastive", "auxiliary", "scale", "finite", "skipped"}
     for name in metrics:
         np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), parameters, expected)
@@ -200,7 +200,7 @@ def test_any_captioned_images_will_do(tmp_path):
     captions[:10] = ["what is to be seen here takes very many words to say"] * 10
     lines = [f"{name},{caption}" for name, caption in zip([*names[1:], *names[1:]], captions)]
     (tmp_path / "captions.csv").write_text("\n".join(["filename,caption", *lines]))
-    config = tiny_config(pretrain_captions, vocabulary=600)
+    config = tiny_config(pretrain_captions, vocabulary=600, train__evaluate_every=2)
     config.images.source = f"table:{tmp_path / 'captions.csv'},images={tmp_path / 'images'}"
     config.images.augment = "random_resized_crop,flip,cutout,rand_augment"
     config.model.text_config.max_position_embeddings = 8

@@ -249,11 +249,12 @@ class Skipped:
             for index, reason in sorted(self.reasons.items()):
                 file.write(json.dumps({"name": self.names[index], "reason": reason}) + "\n")
 
-    def read(self):
-        """Takes over the report of the part of a run that came before."""
-        if Path(self.path).is_file():
+    def read(self, path=None):
+        """Takes over the report of the part of a run that came before, or of another process, at `path`."""
+        path = Path(path or self.path)
+        if path.is_file():
             known = {name: index for index, name in enumerate(self.names)}
-            lines = map(json.loads, Path(self.path).read_text(encoding="utf-8").splitlines())
+            lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
             self.add((known[line["name"]], line["reason"]) for line in lines if line["name"] in known)
 
     def __str__(self):

@@ -108,6 +108,24 @@ def test_told_to_stop_all_save_the_same_step_and_go_on_from_it(world, tmp_path):
     assert log_of(stopped) == log_of(undisturbed)
 
 
+def test_two_processes_pretrain_as_one(tmp_path):
+    """Each decodes its share of every batch; held-out scenes are scored by both."""
+    tower = ("hidden_size=32", "intermediate_size=32", "num_hidden_layers=1")
+    settings = [f"model.{name}_config.{size}" for name in ("vision", "text") for size in tower]
+    settings += ["model.vision_config.image_size=32", "scenes.number=120", "evaluation.number=20"]
+    settings += ["train.steps=6", "train.batch_size=8", "train.log_every=2", "train.evaluate_every=3"]
+    arguments = ["pretrain", "--config=pretrain_scenes:short", *(f"--config.{value}" for value in settings)]
+    finish([*arguments, f"--workdir={tmp_path / 'one'}"], num_devices=2)
+    finish_together([*arguments, f"--workdir={tmp_path / 'two'}"], 2)
+    for ours, expected in zip(log_of(tmp_path / "two"), log_of(tmp_path / "one"), strict=True):
+        assert ours.keys() == expected.keys()
+        for name in ours.keys() - {"seconds"}:
+            assert ours[name] == pytest.approx(expected[name], rel=1e-4), name
+    one, two = (json.loads((tmp_path / name / "clip/figures.json").read_text()) for name in ("one", "two"))
+    assert two["mAP_percent"] == pytest.approx(one["mAP_percent"], rel=1e-2)
+    assert (two["held_out"], two["skipped"]) == (20, 0)
+
+
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_one_that_hangs_ends_the_other_with_its_stack(world, tmp_path, stopped):
     processes = start_together(arguments_of(world, tmp_path, **ENDLESS, train__stall_seconds=8), 2)
