@@ -108,6 +108,7 @@ def test_told_to_stop_all_save_the_same_step_and_go_on_from_it(world, tmp_path):
     assert log_of(stopped) == log_of(undisturbed)
 
 
+@pytest.mark.slow  # a minute
 def test_two_processes_pretrain_as_one(tmp_path):
     """Each decodes its share of every batch; held-out scenes are scored by both."""
     tower = ("hidden_size=32", "intermediate_size=32", "num_hidden_layers=1")
