@@ -31,14 +31,18 @@ def start(arguments, *, num_devices=None, preamble=""):
     return process
 
 
-def start_together(arguments, num_processes, *, num_devices=1, preamble=""):
-    """Starts the program as several processes of one run, each with as many devices."""
+def start_together(arguments, num_processes, *, num_devices=1, preamble="", own=()):
+    """Starts the program as several processes of one run, each with as many devices.
+
+    The last has arguments of its `own` too.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     shared = [*arguments, f"--coordinator={address}", f"--num_processes={num_processes}"]
-    own = [[*shared, f"--process_id={i}"] for i in range(num_processes)]
-    return [start(flags, num_devices=num_devices, preamble=preamble) for flags in own]
+    flags = [[*shared, f"--process_id={i}"] for i in range(num_processes)]
+    flags[-1] += own
+    return [start(given, num_devices=num_devices, preamble=preamble) for given in flags]
 
 
 def outputs_of(processes, code=0, timeout=180):

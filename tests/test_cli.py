@@ -251,3 +251,20 @@ def test_a_start_that_failed_can_be_mended(capsys, world, tmp_path):
     wrong = train_arguments(world, tmp_path / "run", texts__class_embeddings=tmp_path / "none.npz")
     refused(capsys, wrong, "no such file of embeddings")
     assert main(train_arguments(world, tmp_path / "run")) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--multihost", "--process_id=0"], "give either --multihost or --coordinator, --num_processes"),
+        (["--coordinator=localhost:1"], "--num_processes, --process_id missing beside --coordinator"),
+        (["--coordinator=localhost", "--num_processes=2", "--process_id=0"], "lacks a port: give HOST:PORT"),
+        (
+            ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"],
+            "of 2 processes the last is 1",
+        ),
+    ],
+)
+def test_flags_of_processes_that_do_not_belong_together(tmp_path, capsys, given, message):
+    assert main(["train", "--config=tai", f"--workdir={tmp_path}", *given]) == 2
+    assert message in capsys.readouterr().err

@@ -1,10 +1,11 @@
 """`mlclip embed` as a real process, killed without warning: it goes on, and nothing is lost or repeated."""
 
 import re
+import signal
 
 import numpy as np
 from PIL import Image
-from processes import finish, kill_when, start
+from processes import finish, kill_when, outputs_of, start, wait_until
 from tiny_clip import write_clip
 
 from mlclip_jax.data.embeddings import read_embeddings
@@ -36,7 +37,11 @@ def test_killed_three_times_it_ends_the_same(tmp_path):
 
     process = start([*command, f"--output={out}"])
     kill_when([process], lambda: (out / "manifest.json").is_file())  # before any shard
-    kill_when([start([*command, f"--output={out}"])], lambda: done() >= 3)
+    process = start([*command, f"--output={out}"])
+    wait_until(lambda: done() >= 3, process)
+    process.send_signal(signal.SIGTERM)
+    [output] = outputs_of([process], 75)
+    assert "mlclip embed: told to stop; what is finished stays" in output.splitlines()[-1]
     before = done()
     kill_when(  # while one is written
         [start([*command, f"--output={out}"])], lambda: done() >= before + 2 and any(out.rglob(".*.tmp"))

@@ -108,6 +108,14 @@ def test_told_to_stop_all_save_the_same_step_and_go_on_from_it(world, tmp_path):
     assert log_of(stopped) == log_of(undisturbed)
 
 
+def test_processes_with_different_configs_are_refused(world, tmp_path):
+    arguments = arguments_of(world, tmp_path, **ENDLESS)
+    first, second = outputs_of(start_together(arguments, 2, own=["--config.seed=1"]), 2, timeout=60)
+    assert "another process could not go on; its own message says why" in first
+    assert "mlclip train: error: process 1 has another config, or finds other data" in second
+    assert not (tmp_path / "config.json").exists()
+
+
 @pytest.mark.slow  # a minute
 def test_two_processes_pretrain_as_one(tmp_path):
     """Each decodes its share of every batch; held-out scenes are scored by both."""
