@@ -164,8 +164,11 @@ class Checkpoints:
                 reason = self._what_is_wrong(candidate, abstract_state)
             if everywhere(reason is None):
                 state, reason = self._load(candidate, abstract_state)
+                # What is split over processes has checksums that all of them compute together.
                 if everywhere(reason is None):
-                    return candidate, state
+                    reason = self._what_has_changed(candidate, state)
+                    if everywhere(reason is None):
+                        return candidate, state
             reason = reason or "another process cannot read it"
             reasons.append(f"{candidate} ({reason})")
             if candidate != candidates[-1]:
@@ -216,14 +219,15 @@ class Checkpoints:
     def _load(self, step, abstract_state):
         """The state of a checkpoint and None; or None, and why it cannot be read."""
         try:
-            state = self._checkpointer.load_checkpointables(step, abstract_state)
-            saved = self._checkpointer.checkpointables_metadata(step).custom_metadata["checksums"]
+            return self._checkpointer.load_checkpointables(step, abstract_state), None
         except Exception as error:  # as above
             return None, _in_words(error)
-        for name, tree in state.items():
-            if checksums(tree) != saved[name]:
-                return None, f"its {name} are not those that were saved"
-        return state, None
+
+    def _what_has_changed(self, step, state):
+        """Which part of a state is not what was saved, in words; or None."""
+        saved = self._checkpointer.checkpointables_metadata(step).custom_metadata["checksums"]
+        changed = [name for name, tree in state.items() if checksums(tree) != saved[name]]
+        return f"its {changed[0]} are not those that were saved" if changed else None
 
     def _set_aside(self, step):
         self._checkpointer.close()

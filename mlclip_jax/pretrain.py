@@ -188,9 +188,12 @@ def pretrain(config, workdir):
     }
     described = json.loads(config.to_json())
     check_alike(described, frozen)
-    with all_or_none():
-        checkpoints = Checkpoints(workdir / "checkpoints", frozen, config=described, scored_on=source.digest)
-    with held_by_this_run(workdir), closing, checkpoints:
+    kept_with_each = {"config": described, "scored_on": source.digest}
+    with (
+        held_by_this_run(workdir),
+        closing,
+        Checkpoints(workdir / "checkpoints", frozen, **kept_with_each) as checkpoints,
+    ):
         step, state = resume(checkpoints, state, config.train, replicated(mesh))
         if step:
             skipped.read()

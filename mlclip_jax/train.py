@@ -164,9 +164,11 @@ def train(config, workdir):
         return suspects(examples, indices_of(t, t + 1)[0])
 
     scored_on = digest(images) if images is not None and config.train.evaluate_every else None
-    with all_or_none():
-        checkpoints = Checkpoints(workdir / "checkpoints", origin, config=described, scored_on=scored_on)
-    with held_by_this_run(workdir), checkpoints:
+    kept_with_each = {"config": described, "scored_on": scored_on}
+    with (
+        held_by_this_run(workdir),
+        Checkpoints(workdir / "checkpoints", origin, **kept_with_each) as checkpoints,
+    ):
         step, state = resume(checkpoints, state, config.train, state_shardings)
         with all_or_none():
             if is_first():

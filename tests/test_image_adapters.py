@@ -311,6 +311,7 @@ def test_calibration_is_refused_on_what_was_trained_on(folder, trained, tmp_path
     (trained / "mld_local/calibration.npz").unlink()
 
 
+@pytest.mark.slow
 def test_few_shot_makes_its_table(tmp_path, monkeypatch):
     """A small form of the command: fewer scenes and steps, two methods, two splits."""
     get_config = few_shot.recipe.get_config

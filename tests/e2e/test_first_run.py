@@ -68,8 +68,9 @@ def write_rn50(folder):
     return folder
 
 
+@pytest.mark.slow  # parity/ holds the same towers to torch's
 @pytest.mark.parametrize(("write", "width"), [(write_vit_b_32, 512), (write_rn50, 1024)])
-@pytest.mark.parametrize("number", [32, pytest.param(179, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [32, 179])
 def test_photographs_pass_a_full_size_clip(tmp_path, capsys, write, width, number):
     clip = write(tmp_path / "clip")
     images = tmp_path / "images"

@@ -77,7 +77,9 @@ def test_two_processes_are_as_one(world, alone, tmp_path, mode, preamble):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in alone.iterdir())
 
 
-@pytest.mark.parametrize(("num_processes", "num_devices"), [(1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("num_processes", "num_devices"), [(1, 1), (2, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
 def test_a_checkpoint_of_four_devices_goes_on_elsewhere(world, alone, tmp_path, num_processes, num_devices):
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     for checkpoint in (tmp_path / "checkpoints").iterdir():
@@ -135,7 +137,7 @@ def test_two_processes_pretrain_as_one(tmp_path):
     assert (two["held_out"], two["skipped"]) == (20, 0)
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_one_that_hangs_ends_the_other_with_its_stack(world, tmp_path, stopped):
     processes = start_together(arguments_of(world, tmp_path, **ENDLESS, train__stall_seconds=8), 2)
     wait_until(lambda: (tmp_path / "metrics.jsonl").is_file() and log_of(tmp_path), *processes)
