@@ -191,7 +191,9 @@ def test_a_workdir_of_another_run(capsys, world, tmp_path):
     capsys.readouterr()
     arguments = train_arguments(world, tmp_path, train__steps=20, adapter__hidden=64)
     refused(
-        capsys, arguments, "holds a run with adapter.hidden 32, not 64: give what it has, or another --workdir"
+        capsys,
+        arguments,
+        "holds a run with adapter.hidden 32, not 64: give what it has, or another --workdir",
     )
 
 
