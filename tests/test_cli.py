@@ -193,7 +193,7 @@ def test_a_workdir_of_another_run(capsys, world, tmp_path):
     refused(
         capsys,
         arguments,
-        "holds a run with adapter.hidden 32, not 64: give what it has, or another --workdir",
+        "holds a run with adapter.hidden 32, not 64: give what it has, or",
     )
 
 
