@@ -58,9 +58,8 @@ class Log:
             finite, skipped = values.pop("finite", None), values.pop("skipped", None)
             if finite is not None and not finite.all():
                 self._report(step - len(finite), values["loss"], finite, skipped)
-                steps = len(finite)
-                values = {n: v[finite] if len(v) == steps else v for n, v in values.items()}
-                values["skipped_steps"] = np.array([len(finite) - finite.sum()])
+                values = {n: v[finite] if len(v) == len(finite) else v for n, v in values.items()}
+                values["skipped_steps"] = np.array([(~finite).sum()])
             means = {name: float(np.mean(value)) for name, value in values.items() if value.size}
             _append(self._path, {"step": step, **means})
         if durable and is_first():

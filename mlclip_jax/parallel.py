@@ -324,16 +324,19 @@ def _gathering(mesh):
 
 def own_rows(number, multiple):
     """Which of `number` rows are this process's: a slice, whose length is a multiple but at the end."""
-    share = -(-number // (multiple * jax.process_count())) * multiple
-    return slice(min(jax.process_index() * share, number), min((jax.process_index() + 1) * share, number))
+    start = jax.process_index() * _share(number, multiple)
+    return slice(min(start, number), min(start + _share(number, multiple), number))
+
+
+def _share(number, multiple):
+    return -(-number // (multiple * jax.process_count())) * multiple
 
 
 def gather_rows(rows, number, multiple):
     """All `number` rows, of which each process gives those that `own_rows` says, as a NumPy array."""
     if jax.process_count() == 1:
         return np.asarray(rows)
-    share = -(-number // (multiple * jax.process_count())) * multiple
-    padded = np.zeros((share, *rows.shape[1:]), rows.dtype)
+    padded = np.zeros((_share(number, multiple), *rows.shape[1:]), rows.dtype)
     padded[: len(rows)] = rows
     return multihost_utils.process_allgather(padded, tiled=True)[:number]
 
