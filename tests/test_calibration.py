@@ -113,6 +113,18 @@ def test_f1_thresholds_are_the_best_there_are():
         assert found[k] == pytest.approx(every_threshold(PROBABILITIES, PARTIAL, k)[:, 2].max())
 
 
+@pytest.mark.parametrize(("rule", "target"), [("f1", None), ("precision", 0.9), ("recall", 0.9)])
+@pytest.mark.parametrize(
+    ("labels", "threshold"),
+    [([0, 0, 1, 1], 0.5), ([0, 1, 1, 1], 0.3), ([0, 0, 0, 1], 0.75)],
+)
+def test_a_threshold_lies_halfway_between_two_probabilities(rule, target, labels, threshold):
+    """What is computed a little differently elsewhere must not fall on the other side."""
+    probabilities = np.array([0.2, 0.4, 0.6, 0.9])[:, None]
+    found = RULES[rule](probabilities, np.array(labels, np.int8)[:, None], target)
+    np.testing.assert_allclose(found, threshold, rtol=1e-12)
+
+
 @pytest.mark.parametrize("target", [0.3, 0.6, 0.9])
 def test_precision_and_recall_targets_are_met_at_the_least_cost(target):
     for k in range(CLASSES):

@@ -6,7 +6,9 @@ import signal
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from interruption import stopped_after
 from processes import outputs_of, start, wait_until
@@ -18,6 +20,8 @@ from mlclip_jax.cli import main
 from mlclip_jax.configs import mmm_clip, tai
 from mlclip_jax.interruptions import listening_for_stop
 from mlclip_jax.log import Log
+from mlclip_jax.loop import initial_state, make_chunk, update
+from mlclip_jax.parallel import data_parallel, make_mesh, place, replicated
 from mlclip_jax.runs import read_run
 from mlclip_jax.train import train
 
@@ -116,6 +120,39 @@ class TestNumbers:
         assert not np.array_equal(fresh["linear"]["kernel"], skipped["linear"]["kernel"])
         # Its learning rate has begun anew, and its bias is 0 still.
         np.testing.assert_array_equal(skipped["linear"]["bias"], 0)
+
+    @pytest.mark.parametrize("may_skip", [True, False])
+    def test_a_gradient_that_is_not_finite_is_noticed_though_the_loss_is(self, may_skip):
+        """The slope of a square root at 0 is not finite, and one device meets it."""
+        optimizer = optax.sgd(0.1)
+
+        def step(state, frozen, batch, step):
+            del frozen, step
+            total, gradient = jax.value_and_grad(lambda p: jnp.sum(jnp.sqrt(p["x"] * batch)))(
+                state["parameters"]
+            )
+            return update(optimizer, state, total, jnp.float32(1), gradient, may_skip=may_skip)
+
+        mesh = make_mesh(jax.devices()[:2])
+        state = place(initial_state({"x": np.ones(3, np.float32)}, optimizer), replicated(mesh))
+        rows = np.array([1, 1, 1, 0, 1, 1], np.float32)  # the fourth is met at the second step
+        chunk = data_parallel(make_chunk(step), "shard_map", mesh)
+        indices = np.array([[0, 1], [2, 3], [4, 5]], np.int32)
+        state, metrics = chunk(
+            state, {}, place(rows, replicated(mesh)), indices, np.arange(3, dtype=np.int32)
+        )
+        state, metrics = jax.device_get((state, metrics))
+        assert metrics["finite"].tolist() == ([True, False, True] if may_skip else [True, False, False])
+        assert metrics["skipped"].tolist() == ([0, 1, 1] if may_skip else [0, 1, 2])
+        assert np.isfinite(metrics["loss"][:2]).all()
+        assert np.isfinite(state["parameters"]["x"]).all() == may_skip
+
+    def test_such_a_step_is_reported_as_what_it_is(self, tmp_path):
+        log = Log(tmp_path / "metrics.jsonl", 0, names_of=lambda t: [f"{t}.jpg"])
+        finite, counts = np.array([True, False]), np.array([0, 1])
+        log.add(2, {"loss": np.ones(2), "finite": finite, "skipped": counts})
+        with pytest.raises(InputError, match=r"step 2 failed: its gradient is not finite on 1\.jpg"):
+            log.write_pending()
 
     def test_no_metric_of_a_skipped_step_reaches_the_log(self, tmp_path):
         log = Log(tmp_path / "metrics.jsonl", 0, max_skipped=1)

@@ -40,10 +40,16 @@ def test_directions_are_uniform(sampling):
     # Archimedes: on a sphere in three dimensions each coordinate is uniform in [-1, 1].
     for coordinate in direction.T:
         assert stats.kstest(coordinate, stats.uniform(-1, 2).cdf).pvalue > 0.01
-    # Directions and lengths are drawn apart.
+
+
+@pytest.mark.parametrize("sampling", ["interior", "interior_by_radius"])
+def test_length_and_direction_are_independent(sampling):
+    """Drawn one vector a key, as in training, where a key used twice would tie one to the other."""
+    keys = jax.random.split(jax.random.key(5), NUMBER)
+    noise = np.asarray(jax.vmap(lambda key: hypersphere_noise(key, (3,), 1.0, sampling))(keys))
     lengths = np.linalg.norm(noise, axis=1)
-    if sampling != "surface":
-        assert abs(np.corrcoef(lengths, direction[:, 0])[0, 1]) < 0.05
+    for coordinate in (noise / lengths[:, None]).T:
+        assert abs(stats.spearmanr(lengths, coordinate).statistic) < 4 / np.sqrt(NUMBER)
 
 
 def test_perturb_depends_on_its_arguments_alone():

@@ -490,3 +490,15 @@ def test_the_schedule_is_one_cycle():
     assert (np.diff(rates[:301]) > 0).all()
     assert (np.diff(rates[300:]) < 0).all()
     assert rates[1000] < 1e-5
+
+
+def test_intervals_are_of_the_basic_bootstrap():
+    """Reflected about the estimate: resamples of a mean average precision lie above it, not around it."""
+    skewed = np.arange(101.0) ** 2  # quantiles 2.5% and 97.5%, interpolated: 6.5 and 9506.5
+    measured = {
+        "ours": (np.array([30.0, 32.0]), skewed + 10),
+        "theirs": (np.array([20.0]), np.full(101, 10.0)),
+    }
+    difference, lower, upper = evaluate._difference(measured, "ours", "theirs")
+    assert difference == 11
+    assert (lower, upper) == pytest.approx((22 - 9506.5, 22 - 6.5))

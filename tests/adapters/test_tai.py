@@ -55,6 +55,17 @@ def test_dropout_keeps_the_mean_and_is_a_function_of_its_key():
     assert (np.std(outputs, axis=0) > 0).all()
 
 
+def test_every_layer_drops_its_own_units():
+    """Through identity layers, a unit survives two dropouts of one half each a quarter of the time."""
+    size = 1024
+    adapter = TaIAdapter(texts(size, size), hidden=size, dropout=0.5, rngs=nnx.Rngs(0))
+    for layer in adapter.layers:
+        layer.kernel[...] = jax.numpy.eye(size)
+    outputs = adapter(np.ones((2, size), np.float32), keys=jax.random.split(jax.random.key(0), 2))
+    assert set(np.unique(outputs)) == {0, 4}
+    assert abs((outputs > 0).mean() - 1 / 4) < 4 * np.sqrt(1 / 4 * 3 / 4 / outputs.size)
+
+
 def test_every_place_drops_its_own_units():
     """With one mask for all layers, their units would be coupled."""
     keys, ones = jax.random.split(jax.random.key(0), 2), np.ones((2, 256), np.float32)

@@ -30,6 +30,21 @@ def test_embeddings_are_torchs(tmp_path, case):
     np.testing.assert_allclose(backbone.encode_texts(TEXTS), text, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("end_token", [5, 100])
+def test_texts_are_pooled_at_the_first_end_token_whatever_its_id(tmp_path, end_token):
+    """What follows the end token must not count, nor may a larger id be taken for it."""
+    config = config_with({"text_config.eos_token_id": end_token})
+    backbone = mlclip_jax.load_backbone(write_clip(tmp_path, config))
+
+    def embed(*token_ids):
+        return np.asarray(backbone.text(backbone.parameters, np.array([token_ids], np.int32))[0])
+
+    embedding = embed(519, 300, 90, end_token, 400, end_token)
+    np.testing.assert_allclose(embed(519, 300, 90, end_token, 7, 7), embedding, rtol=0, atol=1e-6)
+    for changed in [(519, 301, 90, end_token, 400, 7), (519, 300, 91, end_token, 400, 7)]:
+        assert np.abs(embed(*changed) - embedding).max() > 1e-3
+
+
 def test_half_precision_files_load_as_float32(tmp_path):
     backbone = mlclip_jax.load_backbone(write_clip(tmp_path / "bf16", dtype=ml_dtypes.bfloat16))
     full = mlclip_jax.load_backbone(write_clip(tmp_path / "f32"))

@@ -33,6 +33,12 @@ def test_epochs_are_shuffled_anew():
     assert not np.array_equal(first, second)
 
 
+def test_no_two_epochs_of_any_seeds_share_an_order():
+    """One seed's second epoch must not be the next seed's first, or runs would not be independent."""
+    orders = [tuple(batch_indices(seed, epoch, 50, 50)) for seed in range(5) for epoch in range(5)]
+    assert len(set(orders)) == len(orders)
+
+
 @pytest.mark.parametrize("step", [0, 10**9])
 def test_far_steps_cost_no_more_than_near_ones(step):
     indices = batch_indices(0, step, 1000, 64)

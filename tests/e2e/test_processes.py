@@ -14,6 +14,7 @@ from small_world import train_arguments, write_embeddings
 from mlclip_jax.runs import read_run
 
 SETTINGS = {
+    "loss__reduction": "sum",  # a mean would hide processes that average what they should add up
     "train__steps": 200,
     "train__log_every": 5,
     "train__checkpoint_every": 100,
