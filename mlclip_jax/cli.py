@@ -34,6 +34,10 @@ USAGE = "\n".join(
         *(f"  {name:<15}{summary}" for name, (_, summary) in COMMANDS.items()),
         "",
         "mlclip <command> --help lists the flags of a command.",
+        "",
+        "Compiled programs are kept in ~/.cache/mlclip_jax, so that a second start compiles nothing.",
+        "--nocompilation_cache or JAX_ENABLE_COMPILATION_CACHE=false turns that off;",
+        "JAX_COMPILATION_CACHE_DIR=FOLDER names another place.",
     ]
 )
 
@@ -75,6 +79,10 @@ def main(argv):
         from mlclip_jax.recipes import parse_flags
 
         values = parse_flags([f"mlclip {name}", *arguments], command.define_flags)
+        if "jax" in sys.modules:  # a command without it compiles nothing
+            from mlclip_jax import compilation_cache
+
+            compilation_cache.enable(wanted=values.compilation_cache)
         if "multihost" in values:
             from mlclip_jax.interruptions import stop_at_once_when_told
             from mlclip_jax.parallel import start_processes
@@ -120,8 +128,11 @@ def _interrupt_again(unraisable):
 def _print_help(command):
     from absl import flags
 
+    from mlclip_jax.recipes import define_common_flags
+
     values = flags.FlagValues()
     command.define_flags(values, [])
+    define_common_flags(values)
     print(f"{command.main.__doc__}\n")
     for name in values:
         default = "" if values[name].default is None else f" (default {values[name].default})"

@@ -45,6 +45,7 @@ def parse_flags(argv, define_flags):
     values = flags.FlagValues()
     try:
         define_flags(values, argv)
+        define_common_flags(values)
         rest = values(argv)
     except (AttributeError, KeyError) as error:  # what ml_collections raises for a key that is not there
         raise InputError(_unknown_key(str(error.args[0]))) from error
@@ -56,6 +57,16 @@ def parse_flags(argv, define_flags):
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return values
+
+
+def define_common_flags(values):
+    """The flags of every command."""
+    flags.DEFINE_boolean(
+        "compilation_cache",
+        True,
+        "keep compiled programs, and take those that are kept (--nocompilation_cache: neither)",
+        flag_values=values,
+    )
 
 
 def shipped_recipes():
