@@ -12,11 +12,13 @@ from ml_collections import ConfigDict
 from mlclip_jax.data.scenes import DEFAULT
 from mlclip_jax.errors import InputError
 
+VARIANTS = ("full", "short")
+
 
 def get_config(variant="full"):
-    """The recipe; `variant` is "full" or "short"."""
-    if variant not in ("full", "short"):
-        raise InputError(f"recipe pretrain_scenes has no variant {variant!r}; it has full and short")
+    """The recipe; `variant` is one of `VARIANTS`."""
+    if variant not in VARIANTS:
+        raise InputError(f"recipe pretrain_scenes has no variant {variant!r}; it has {', '.join(VARIANTS)}")
     config = ConfigDict()
     config.seed = 0
     config.max_skipped = 0.01  # fraction of the images that may be unreadable

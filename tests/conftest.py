@@ -3,6 +3,7 @@
 import os
 
 import jax
+from hypothesis import HealthCheck, settings
 
 from mlclip_jax import compilation_cache
 
@@ -16,3 +17,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 compilation_cache.enable()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir or ""
+
+# The same examples every time, however slow the machine.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 
+PATIENCE = 600  # seconds after which a process is taken to hang: many times what the slowest machine needs
 # A suite that a shell runs in the background is told to ignore Ctrl-C, and would pass that on.
 PROGRAM = """
 import signal
@@ -45,7 +46,7 @@ def start_together(arguments, num_processes, *, num_devices=1, preamble="", own=
     return [start(given, num_devices=num_devices, preamble=preamble) for given in flags]
 
 
-def outputs_of(processes, code=0, timeout=180):
+def outputs_of(processes, code=0, timeout=PATIENCE):
     """What processes printed, once each has ended with this code; killed where they do not end.
 
     None stands for any code but 0, as of those that notice that another was killed.
@@ -78,7 +79,7 @@ def finish_together(arguments, num_processes, **how):
     return outputs_of(start_together(arguments, num_processes, **how))
 
 
-def wait_until(condition, *processes, seconds=120):
+def wait_until(condition, *processes, seconds=PATIENCE):
     """Waits for a condition while the processes run."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -36,18 +35,13 @@ def refused(capsys, arguments, message):
     assert line.startswith(f"mlclip {arguments[0]}: error: ")
 
 
-def test_help_is_instant_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys, mlclip_jax, mlclip_jax.cli\n"
         "assert mlclip_jax.cli.main(['--help']) == 0\n"
         "print([m for m in ('jax', 'flax', 'numpy', 'transformers', 'absl') if m in sys.modules])"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     for name, (_, summary) in COMMANDS.items():
         assert f"{name:<15}{summary}" in done.stdout

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import PATIENCE
 from small_world import train_arguments, write_embeddings
 
 from mlclip_jax.cli import RESTART
@@ -70,7 +71,7 @@ def tools(tmp_path, monkeypatch):
 def real(name, *arguments, **settings):
     """A launcher as a user starts it."""
     words = [sys.executable, LAUNCH / name, *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, **settings)
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE, **settings)
 
 
 def shellcheck(script):
@@ -82,7 +83,7 @@ def shellcheck(script):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -185,7 +186,7 @@ commands = [["bash", "-c", program] for program in programs]
 sys.exit(local.supervise(lambda: commands, [{"I": str(i)} for i in range(len(commands))], restarts, grace))
 """
 # A process that notes its id and that of a child of its own, then waits.
-WAITS = 'sleep 60 & echo "$$ $!" > pids$I.new; mv pids$I.new pids$I; wait'
+WAITS = 'sleep 600 & echo "$$ $!" > pids$I.new; mv pids$I.new pids$I; wait'
 
 
 def supervise(folder, *programs, max_restarts=0, grace_seconds=60):
@@ -216,18 +217,22 @@ def wait_until_gone(pids):
 
 
 def test_output_is_passed_on_line_by_line(tmp_path):
-    process = supervise(tmp_path, "echo one; sleep 0.5; printf é", "sleep 0.2; echo two; echo three >&2")
-    output, errors = process.communicate(timeout=60)
+    """One process writes while the other is in the middle of a line."""
+    first = "echo one; printf h; touch begun; until [ -e written ]; do sleep 0.01; done; printf é"
+    second = "until [ -e begun ]; do sleep 0.01; done; echo two; echo three >&2; touch written"
+    process = supervise(tmp_path, first, second)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (0, "[1] three\n")
-    assert output == "[0] one\n[1] two\n[0] é\n"
+    assert sorted(output.splitlines()) == ["[0] hé", "[0] one", "[1] two"]
+    assert output.index("one") < output.index("hé")
     alone = supervise(tmp_path, "echo one")
-    assert alone.communicate(timeout=60) == ("one\n", "")
+    assert alone.communicate(timeout=PATIENCE) == ("one\n", "")
 
 
 @pytest.mark.parametrize(("end", "code"), [("exit 3", 3), ("kill -9 $$", 137)])
 def test_one_that_fails_ends_the_others(tmp_path, end, code):
     process = supervise(tmp_path, WAITS, f"until [ -e pids0 ]; do :; done; {end}", grace_seconds=0.1)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     wait_until_gone(pids(tmp_path, 0))
     assert f"process 1 ended with exit code {code}\n" in errors
@@ -249,7 +254,7 @@ def test_one_that_fails_ends_the_others(tmp_path, end, code):
 def test_what_is_started_again(tmp_path, ends, max_restarts, code, starts):
     program = f"echo >> starts; ends=({' '.join(map(str, ends))}); exit ${{ends[$(wc -l < starts) - 1]}}"
     process = supervise(tmp_path, program, max_restarts=max_restarts)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert (tmp_path / "starts").read_text().count("\n") == starts
     assert errors.count("starting again after exit code ") == starts - 1
@@ -276,20 +281,20 @@ def test_told_to_stop_it_waits_for_all_and_leaves_none(tmp_path, number):
     process = supervise(tmp_path, saves, saves, max_restarts=3)
     started = pids(tmp_path, 0, 1)
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (RESTART, "")
     assert sorted(output.splitlines()) == ["[0] saved", "[1] saved"]
     wait_until_gone(started)  # and so are their children
 
 
 def test_told_twice_it_ends_them_at_once(tmp_path):
-    deaf = f"trap 'touch heard$I' TERM; {WAITS}; sleep 60"
+    deaf = f"trap 'touch heard$I' TERM; {WAITS}; sleep 600"
     process = supervise(tmp_path, deaf, deaf)
     started = pids(tmp_path, 0, 1)
     process.send_signal(signal.SIGTERM)
     wait_until(lambda: all((tmp_path / f"heard{i}").exists() for i in range(2)))
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGKILL
     wait_until_gone(started)
 
@@ -298,7 +303,7 @@ def test_none_outlives_a_launcher_that_was_killed(tmp_path):
     process = supervise(tmp_path, WAITS, WAITS)
     started = pids(tmp_path, 0, 1)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     wait_until_gone(started)
 
 
@@ -409,7 +414,7 @@ PROGRAM = """#!/bin/bash
 printf '%s\\0' "$@" > "arguments$SLURM_PROCID"
 ends=($ENDS)
 case ${ends[SLURM_PROCID]} in
-  hangs) trap '' TERM; sleep 60 ;;
+  hangs) trap '' TERM; sleep 600 ;;
   saves) trap 'exit 75' TERM; touch "ready$SLURM_PROCID"; while :; do sleep 0.05; done ;;
   *) exit "${ends[SLURM_PROCID]}" ;;
 esac
@@ -445,7 +450,7 @@ def job(launch, tools, tmp_path, monkeypatch):
             env=os.environ | {"ENDS": ends, "SLURM_JOB_ID": "17"} | restarts | variables,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE,
         )
         requeued = tmp_path / "requeued"
         return done.returncode, requeued.exists() and requeued.read_text() == "requeue 17\n"
@@ -630,7 +635,7 @@ def pod(tools, tmp_path, monkeypatch):
 def test_what_a_tpu_starts_again(pod, tmp_path, ends, code, starts):
     (tmp_path / "ends").write_text(ends)
     process = pod()
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, errors
     assert output.count(f"start {starts}\n") == 2
     for worker in range(2):
@@ -649,15 +654,15 @@ def test_a_run_on_a_tpu_goes_on_without_its_connection(pod, tmp_path):
         ["pgrep", "-f", f"tail .*{tmp_path}/worker"], capture_output=True, text=True, check=True
     ).stdout.split():
         os.kill(int(tail), signal.SIGKILL)  # as a lost connection does to what speaks through it
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     other = pod("--batch_size=8")
-    assert "another run goes on here: embed --multihost " in other.communicate(timeout=60)[1]
+    assert "another run goes on here: embed --multihost " in other.communicate(timeout=PATIENCE)[1]
     assert other.returncode == 2
     follower = pod()
     assert follower.stdout.readline() == "launch/tpu_pod.py: following the run that goes on here\n"
     (tmp_path / "go").touch()
-    follower.communicate(timeout=60)
+    follower.communicate(timeout=PATIENCE)
     assert follower.returncode == 0
     assert (tmp_path / "worker0/starts").read_text() == "\n"
 
@@ -669,7 +674,7 @@ def test_a_run_on_a_tpu_can_be_stopped(pod, tmp_path):
     stop = 'kill "$(cat mlclip-launch/pid)"'  # as README.md has it
     for worker in range(2):
         subprocess.run(["bash", "-c", stop], cwd=tmp_path / f"worker{worker}", check=True)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == RESTART
     assert (tmp_path / "worker1/starts").read_text() == "\n"
 

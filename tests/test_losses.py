@@ -27,7 +27,6 @@ SOFT_LABELS = hnp.arrays(
     SHAPE,
     elements=st.sampled_from([0, 1, -1]) | st.floats(0, 1, width=32, allow_subnormal=False),
 )
-examples = functools.partial(settings, deadline=None)
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -164,7 +163,7 @@ OTHER_CONSTANTS = [
 
 
 @pytest.mark.parametrize(("name", "constants"), [(name, {}) for name in LOSSES] + OTHER_CONSTANTS)
-@examples(max_examples=30)
+@settings(max_examples=30)
 @given(logits=LOGITS, labels=SOFT_LABELS)
 def test_each_loss_is_its_formula(name, constants, logits, labels):
     if name == "arc_face":
@@ -193,7 +192,7 @@ def test_the_table_has_the_defaults():
 
 
 @every_loss
-@examples(max_examples=12)
+@settings(max_examples=12)
 @given(LOGITS, LABELS, st.permutations(range(SHAPE[0])), st.permutations(range(SHAPE[1])))
 def test_order_does_not_matter(name, logits, labels, rows, columns):
     (total, count), gradient = compiled(name)(logits, labels)
@@ -208,7 +207,7 @@ def test_order_does_not_matter(name, logits, labels, rows, columns):
 
 
 @every_loss
-@examples(max_examples=12)
+@settings(max_examples=12)
 @given(LOGITS, LABELS)
 def test_unknown_samples_and_classes_are_as_good_as_absent(name, logits, labels):
     labels[-1], labels[:, -1] = -1, -1
@@ -223,7 +222,7 @@ def test_unknown_samples_and_classes_are_as_good_as_absent(name, logits, labels)
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-@examples(max_examples=12)
+@settings(max_examples=12)
 @given(LOGITS, LABELS, st.permutations(range(20)))
 def test_unknown_entries_are_as_good_as_absent(name, logits, labels, entries):
     labels = np.maximum(labels, 0)
@@ -239,7 +238,7 @@ def test_unknown_entries_are_as_good_as_absent(name, logits, labels, entries):
 
 
 @pytest.mark.parametrize("name", HARD)
-@examples(max_examples=12)
+@settings(max_examples=12)
 @given(LOGITS, SOFT_LABELS)
 def test_losses_of_hard_labels_leave_soft_ones_out(name, logits, labels):
     soft = (labels > 0) & (labels < 1)
@@ -249,7 +248,7 @@ def test_losses_of_hard_labels_leave_soft_ones_out(name, logits, labels):
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in COUPLED])
-@examples(max_examples=12)
+@settings(max_examples=12)
 @given(LOGITS, LABELS)
 def test_sums_and_counts_of_two_halves_add_up(name, logits, labels):
     (total, count), gradient = compiled(name)(logits, labels)

@@ -1,6 +1,7 @@
 """Every compiled step is a program for TPUs and NVIDIA GPUs too, though none is here to run it."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from mlclip_jax.adapters import make_adapter, reads_local
 from mlclip_jax.backbones.saving import clip_tokenizer, learn_merges
 from mlclip_jax.configs import ml_decoder, mmm_clip, pretrain_scenes, tai
 from mlclip_jax.loop import initial_state, make_chunk
-from mlclip_jax.losses import LOSSES
+from mlclip_jax.losses import COUPLED, LOSSES
 from mlclip_jax.modules import split_module, split_trainable
 from mlclip_jax.parallel import MODES, data_parallel, make_mesh, place, replicated, split_by_labels
 from mlclip_jax.pretrain import Pretraining, clip_config, make_pretrain_step, make_single
@@ -43,10 +44,34 @@ OF_ADAPTERS += [
 
 
 def lower(function, *arguments):
-    """Exports a compiled function for accelerators; returns the program's text."""
+    """Exports a compiled function for accelerators: without 64 bits, which TPUs lack, or calls of the host.
+
+    Returns:
+      The program's text, and what it gives: a tree of pairs (shape, dtype).
+    """
     exported = jax.export.export(function, platforms=["tpu", "cuda"])(*arguments)
     assert exported.platforms == ("tpu", "cuda")
-    return exported.mlir_module()
+    program = exported.mlir_module()
+    assert not re.search(r"\bf64\b|xf64>", program)
+    assert not re.search(r"callback|infeed|outfeed|stablehlo\.(send|recv)", program)
+    return program, jax.tree.unflatten(exported.out_tree, described(exported.out_avals))
+
+
+def described(tree):
+    return jax.tree.map(lambda array: (array.shape, str(array.dtype)), tree)
+
+
+def assert_a_chunk(outputs, state, names):
+    """The state comes back as it was, and the metrics of each of two steps."""
+    assert outputs[0] == described(state)
+    assert_metrics(outputs[1], names, shape=(2,))
+
+
+def assert_metrics(outputs, names, shape):
+    assert outputs == dict.fromkeys(names, (shape, "float32")) | {
+        "finite": (shape, "bool"),
+        "skipped": (shape, "int32"),
+    }
 
 
 def training_step(config, mode, label_shards):
@@ -81,15 +106,19 @@ def training_step(config, mode, label_shards):
 @pytest.mark.parametrize(("case", "mode", "label_shards"), OF_ADAPTERS)
 def test_training_an_adapter(case, mode, label_shards):
     run, arguments = training_step(RECIPES[case](), mode, label_shards)
-    program = lower(run if mode == "shard_map" else jax.jit(run), *arguments)
+    program, outputs = lower(run if mode == "shard_map" else jax.jit(run), *arguments)
     assert "stablehlo.while" in program  # the chunk is one program
     assert "stablehlo.all_reduce" in program
+    assert_a_chunk(outputs, arguments[0], ["loss"])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss(loss):
     run, arguments = training_step(tai.get_config(f"embeddings,loss={loss}"), "shard_map", 1)
-    lower(run, *arguments)
+    program, outputs = lower(run, *arguments)
+    assert ("stablehlo.all_gather" in program) == (loss in COUPLED)
+    assert "stablehlo.all_reduce" in program
+    assert_a_chunk(outputs, arguments[0], ["loss"])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -108,7 +137,11 @@ def test_pretraining(mode):
         "labels": np.zeros((4, 2, 5), np.int8),
     }
     arguments = (state, {}, data, np.zeros((1, 8), np.int32), np.zeros(1, np.int32))
-    assert "stablehlo.all_gather" in lower(run if mode == "shard_map" else jax.jit(run), *arguments)
+    program, outputs = lower(run if mode == "shard_map" else jax.jit(run), *arguments)
+    assert "stablehlo.all_gather" in program
+    assert outputs[0] == described(state)
+    names = ["auxiliary", "contrastive", "loss", "scale"]
+    assert_metrics(outputs[1], names, shape=())
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("timm")])
@@ -116,9 +149,17 @@ def test_every_tower(tmp_path, case):
     write_case(tmp_path, case)
     backbone = load_backbone(tmp_path, dtype="bfloat16")
     pixels = np.stack([backbone.pixels([image])[0] for image in images()[:1]] * 4)
-    lower(jax.jit(backbone.image), backbone.parameters, pixels)
+    program, (embedding, local) = lower(jax.jit(backbone.image), backbone.parameters, pixels)
+    assert "xbf16>" in program
+    width = backbone.encode_images(images()[:1]).shape[-1]
+    assert embedding == ((4, width), "float32")
+    assert (local[0][0], local[0][-1], local[1]) == (4, width, "float32")
     if case != "resnet":  # which has no text tower
-        lower(jax.jit(backbone.text), backbone.parameters, backbone.token_ids(TEXTS))
+        token_ids = backbone.token_ids(TEXTS)
+        program, (embedding, local) = lower(jax.jit(backbone.text), backbone.parameters, token_ids)
+        assert "xbf16>" in program
+        assert embedding == ((len(TEXTS), width), "float32")
+        assert local == ((*token_ids.shape, width), "float32")
 
 
 @pytest.mark.parametrize("case", ["tai", "mld"])
@@ -128,10 +169,12 @@ def test_scoring(case):
     graph, *states = split_trainable(make_adapter(config.adapter, class_texts, rngs=nnx.Rngs(0)))
     local = np.zeros((300, 3, WIDTH), np.float32) if reads_local(config.adapter) else None
     score = jax.jit(functools.partial(adapter_scores, graph))
-    lower(score, *states, np.zeros((300, WIDTH), np.float32), local)
+    _, outputs = lower(score, *states, np.zeros((300, WIDTH), np.float32), local)
+    assert outputs == ((300, LABELS), "float32")
 
 
 @pytest.mark.parametrize("protocol", metrics.PROTOCOLS)
 def test_metrics(protocol):
     scores, labels = np.zeros((40, LABELS), np.float32), np.zeros((40, LABELS), np.int8)
-    lower(jax.jit(functools.partial(metrics.mean_average_precision, protocol=protocol)), scores, labels)
+    mean = jax.jit(functools.partial(metrics.mean_average_precision, protocol=protocol))
+    assert lower(mean, scores, labels)[1] == (((), "float32"), ((), "int32"))

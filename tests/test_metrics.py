@@ -91,7 +91,7 @@ def reference(scores, labels, protocol="ap"):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@settings(deadline=None, max_examples=75)
+@settings(max_examples=75)
 @given(examples=scored_examples())
 def test_average_precision_is_the_protocols(protocol, examples):
     scores, labels = examples
@@ -100,7 +100,7 @@ def test_average_precision_is_the_protocols(protocol, examples):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(examples=scored_examples(), data=st.data())
 def test_weights_are_repetitions_and_zero_is_padding(protocol, examples, data):
     scores, labels = examples
@@ -110,7 +110,7 @@ def test_weights_are_repetitions_and_zero_is_padding(protocol, examples, data):
     np.testing.assert_allclose(weighted, repeated, rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(scored_examples(), st.sampled_from(list(PROTOCOLS)), st.randoms(use_true_random=False))
 def test_order_of_examples_and_of_classes_does_not_matter(examples, protocol, random):
     scores, labels = examples
@@ -224,7 +224,7 @@ def decisions(draw, labels=(0, 1)):
     return predicted, draw(hnp.arrays(np.int8, shape, elements=st.sampled_from(labels)))
 
 
-@settings(deadline=None, max_examples=75)
+@settings(max_examples=75)
 @given(decisions())
 def test_decisions_are_scikit_learns(given_decisions):
     predicted, labels = given_decisions
@@ -259,7 +259,7 @@ RANKING = {
 
 
 @pytest.mark.parametrize("metric", RANKING)
-@settings(deadline=None, max_examples=75)
+@settings(max_examples=75)
 @given(examples=scored_examples(labels=(0, 1)))
 def test_rankings_are_scikit_learns(metric, examples):
     scores, labels = examples
@@ -268,7 +268,7 @@ def test_rankings_are_scikit_learns(metric, examples):
     np.testing.assert_allclose(jax.jit(metric)(scores, labels), RANKING[metric](labels, scores), rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=75)
+@settings(max_examples=75)
 @given(scored_examples())
 def test_one_error_is_its_definition(examples):
     scores, labels = examples
@@ -300,7 +300,7 @@ def calibration_error(probabilities, labels, num_bins=15):
     return total
 
 
-@settings(deadline=None, max_examples=75)
+@settings(max_examples=75)
 @given(st.data())
 def test_calibration_error_is_its_formula(data):
     shape = data.draw(st.sampled_from(SHAPES))

@@ -11,6 +11,8 @@ from flax import nnx
 from interruption import stopped_after
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
+from scipy.special import expit
+from sklearn.metrics import log_loss
 
 import mlclip_jax
 from mlclip_jax import InputError
@@ -74,7 +76,7 @@ def test_the_contrastive_loss_is_clips(num_devices):
 
 @functools.cache
 def one_step(mode, num_devices):
-    """Parameters and metrics after a step of plain gradient descent, and the batch.
+    """Parameters and metrics after a step of plain gradient descent, the batch, and its logits before it.
 
     Plain, because Adam and Muon would hide a gradient that is wrong by a factor. The first half of the batch
     knows few labels, which lie on other devices than the second half's.
@@ -86,22 +88,25 @@ def one_step(mode, num_devices):
     examples = Examples(source, model, tokenizer)
     graph, parameters = split_module(Pretraining(model, len(source.label_names), rngs=nnx.Rngs(0)))
     optimizer = optax.sgd(0.1)
-    state = initial_state(parameters, optimizer)
+    state = initial_state(parameters, optimizer)  # whose arrays the step takes
     mesh = make_mesh(jax.devices()[:num_devices])
     batch = next(examples.batches(range(8), 8)).data
     batch["labels"][:4, 3:] = -1
+    model = merge_module(graph, parameters)
+    logits = model.head(model.clip.image.pooled(examples.image_processor.normalise(batch["pixels"])))
+    logits = np.asarray(logits, float)
     state, data = jax.device_put((state, batch), replicated(mesh))
     step = make_pretrain_step(graph, optimizer, config.loss, examples.image_processor.normalise)
     run = data_parallel(make_single(step), mode, mesh)
     rows, steps = np.arange(8, dtype=np.int32)[None], np.zeros(1, np.int32)
     state, metrics = run(state, {}, data, rows, steps)
-    return jax.device_get(state["parameters"]), jax.device_get(metrics), batch
+    return jax.device_get(state["parameters"]), jax.device_get(metrics), batch, logits
 
 
 @pytest.mark.parametrize(("mode", "num_devices"), [("shard_map", 2), ("shard_map", 4), ("pmap", 4)])
 def test_modes_and_devices_agree(mode, num_devices):
-    expected, expected_metrics, _ = one_step("shard_map", 1)
-    parameters, metrics, _ = one_step(mode, num_devices)
+    expected, expected_metrics, *_ = one_step("shard_map", 1)
+    parameters, metrics, *_ = one_step(mode, num_devices)
     assert metrics.keys() == {"loss", "contrastive", "auxiliary", "scale", "finite", "skipped"}
     for name in metrics:
         np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5)
@@ -109,19 +114,19 @@ def test_modes_and_devices_agree(mode, num_devices):
 
 
 def test_the_auxiliary_loss_is_the_mean_over_known_labels():
-    """Before the first step the head's logits are near its bias: almost the same for every image."""
     config = tiny_config()
     for devices in (1, 4):
-        _, metrics, batch = one_step("shard_map", devices)
-        known = batch["labels"][batch["labels"] >= 0]
-        about = np.mean(np.log1p(np.exp(-2.5)) + 2.5 * known)
-        assert metrics["auxiliary"] == pytest.approx(about, rel=0.3)
+        _, metrics, batch, logits = one_step("shard_map", devices)
+        known = batch["labels"] >= 0
+        assert 0 < known.mean() < 1
+        expected = log_loss(batch["labels"][known], expit(logits[known]))
+        assert metrics["auxiliary"] == pytest.approx(expected, rel=1e-5)
         total = metrics["contrastive"] + config.loss.auxiliary * metrics["auxiliary"]
         assert metrics["loss"] == pytest.approx(total, rel=1e-5)
 
 
 def test_the_temperature_is_held_at_its_cap_in_what_is_saved():
-    parameters, metrics, _ = one_step("shard_map", 1)
+    parameters, metrics, *_ = one_step("shard_map", 1)
     assert metrics["scale"] == pytest.approx(1 / 0.07, rel=1e-3)  # where it starts
     assert np.exp(parameters["clip"]["logit_scale"]) == pytest.approx(MAX_SCALE)
 
@@ -177,7 +182,8 @@ def test_the_command_leaves_a_clip_that_loads_and_says_what_it_is(tmp_path, caps
     assert main(["pretrain", "--config=pretrain_scenes:short", f"--workdir={tmp_path}"]) == 0
     assert '"mAP_percent"' in capsys.readouterr().out
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert losses[-1] < 0.97 * losses[0]
+    # Each the mean of five steps; another machine or version may round otherwise, and draws the same numbers.
+    assert losses == pytest.approx([4.536, 4.480, 4.366, 4.316], rel=5e-3)
     figures = json.loads((tmp_path / "clip/figures.json").read_text())
     assert figures["examples"] == 20 * 32
     assert figures["auxiliary label loss"] is True

@@ -1,14 +1,16 @@
 """What the README says of names, constants and sizes is what the code has."""
 
+import importlib
 import re
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from absl.flags import FlagValues
 from flax import nnx
 
-from mlclip_jax import InputError, metrics, recipes
+from mlclip_jax import InputError, calibrate, metrics, recipes
 from mlclip_jax.adapters import make_adapter
 from mlclip_jax.calibration import METHODS, RULES
 from mlclip_jax.cli import COMMANDS
@@ -56,14 +58,50 @@ def test_every_recipe_variant_of_an_adapter_with_its_size():
         assert {(name, variant) for variant in module.VARIANTS} <= variants
 
 
-@pytest.mark.parametrize("name", sorted({*METHODS, *RULES, *metrics.PROTOCOLS, *COMMANDS}))
-def test_every_name_is_said(name):
-    assert f"`{name}`" in README or f"`mlclip {name} " in README
+def names_in(header, pattern=r"`(\w+)`"):
+    """What the first cells of a table's rows name, in order."""
+    return [name for row in table(header) for name in re.findall(pattern, row[0])]
 
 
-def test_every_recipe_is_listed():
-    for name in recipes.shipped_recipes():
-        assert f"[`{name}`](configs/{name}.py)" in README
+@pytest.mark.parametrize(("flag", "there"), [("method", METHODS), ("rule", RULES)])
+def test_every_choice_of_calibrate_has_its_row_and_the_default_is_said(flag, there):
+    assert sorted(names_in(f"`--{flag}` |")) == sorted(there)
+    [default] = names_in(f"`--{flag}` |", r"`(\w+)` \(default\)")
+    values = FlagValues()
+    calibrate.define_flags(values, [])
+    assert values[flag].default == default
+
+
+def test_every_metric_is_there_and_every_protocol_has_its_row():
+    header = "metric of [`mlclip_jax.metrics`](mlclip_jax/metrics.py) |"
+    assert sorted(names_in(header, r"protocol `(\w+)`")) == sorted(metrics.PROTOCOLS)
+    figures = metrics.decision_figures(np.eye(2, dtype=bool), np.eye(2, dtype=np.int8)).keys()
+    for name in set(names_in(header)) - set(metrics.PROTOCOLS):
+        assert name in figures or callable(getattr(metrics, name)), name
+    assert figures <= set(names_in(header))
+
+
+def test_every_command_has_a_row_with_flags_that_it_has():
+    rows = {row[0].strip("`"): row for row in table("command | what it does")}
+    named = [next(name for name in COMMANDS if f"{line} ".startswith(f"mlclip {name} ")) for line in rows]
+    assert sorted(named) == sorted(COMMANDS)
+    for name, (line, row) in zip(named, rows.items()):
+        values = FlagValues()
+        importlib.import_module(COMMANDS[name][0]).define_flags(values, [])
+        for flag in re.findall(r"--(\w+)", " ".join([line, *row])):
+            assert flag in values, (name, flag)
+
+
+def test_every_recipe_has_its_row_with_every_variant():
+    rows, name = {}, None
+    for first, variants, *_ in table("recipe | variant"):
+        name = re.fullmatch(r"\[`(\w+)`\]\(configs/\1\.py\)", first)[1] if first else name
+        rows.setdefault(name, set()).update(re.findall(r"`(\w+)`", variants))
+    assert rows.keys() == recipes.shipped_recipes().keys()
+    for name, variants in rows.items():
+        module = importlib.import_module(f"mlclip_jax.configs.{name}")
+        if name != "few_shot":  # which names the adapters in a table of its own
+            assert variants == set(getattr(module, "VARIANTS", ())), name
 
 
 def test_links_lead_somewhere():

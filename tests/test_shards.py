@@ -14,6 +14,7 @@ from broken_images import READABLE, UNREADABLE, write_all
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from processes import PATIENCE
 from pyarrow import parquet
 from tiny_clip import TINY, config_with, write_clip
 
@@ -251,7 +252,7 @@ def test_two_processes_share_the_work(clip, backbone, photographs, tmp_path):
         )
         for process in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     shared = read_embeddings(tmp_path / "shared")
     # Four devices here, one in each process there: sums are rounded in another order.

@@ -1,12 +1,14 @@
-"""Augmentations: as random as they say, whatever the image; torchvision's, where that is installed."""
+"""Augmentations: as random as they say, whatever the image, and torchvision's."""
 
 import re
 
 import numpy as np
 import pytest
+import torchvision_outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision_outputs import CROPPED, MAGNITUDES, RATIOS, SCALES, SIZES, noise
 
 from mlclip_jax import InputError
 from mlclip_jax.data import augmentation
@@ -21,10 +23,6 @@ from mlclip_jax.data.augmentation import (
 
 EVERY = "random_resized_crop,flip,cutout,rand_augment"
 SIDES = st.integers(1, 300)
-
-
-def noise(width, height, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
 def smooth(width, height):
@@ -71,7 +69,7 @@ def test_no_image_is_too_extreme(width_height):
             assert apply(image, value).size == width_height
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SIDES, SIDES, st.integers(0, 2**32), st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0.3, 1))
 def test_a_crop_lies_in_the_image_and_within_its_bounds(width, height, seed, scale, other_scale, narrowest):
     scales, ratios = sorted([scale, other_scale]), (narrowest, 1 / narrowest)
@@ -134,7 +132,7 @@ def test_every_other_image_is_mirrored():
     assert 450 < mirrored < 550
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 2**32), st.floats(0.05, 1))
 def test_a_cut_out_box_has_one_colour_and_its_size(width, height, seed, fraction):
     # A grey that no box's colour has in all its parts, or else the box could not be seen.
@@ -248,31 +246,27 @@ def test_parts_are_applied_in_their_order(monkeypatch):
     assert calls == ["rand_augment", "random_flip", "cutout"]
 
 
-@pytest.mark.parametrize("width_height", [(64, 48), (33, 97)])
-@pytest.mark.parametrize("magnitude", [0, 9, 17, 30])
-def test_operations_are_torchvisions(width_height, magnitude):
-    transforms = pytest.importorskip("torchvision.transforms")
-    autoaugment = pytest.importorskip("torchvision.transforms.autoaugment")
-    width, height = width_height
-    table = transforms.RandAugment()._augmentation_space(31, (height, width))
-    assert list(table) == list(OPERATIONS)
-    image = noise(width, height)
-    for name, (magnitudes, signed) in table.items():
-        apply, strongest, either_sign = OPERATIONS[name]
-        assert signed == either_sign
-        for sign in (1, -1) if signed else (1,):
-            theirs = sign * float(magnitudes[magnitude]) if magnitudes.ndim else 0.0
-            nearest = transforms.InterpolationMode.NEAREST
-            expected = autoaugment._apply_op(image, name, theirs, interpolation=nearest, fill=None)
-            difference = pixels(apply(image, sign * strongest * magnitude / 30)) != pixels(expected)
+@pytest.fixture(scope="module")
+def torchvisions():
+    with np.load(torchvision_outputs.FILE) as outputs:
+        return dict(outputs)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+def test_operations_are_torchvisions(torchvisions, size, magnitude):
+    assert dict(zip(torchvisions["names"], torchvisions["either_sign"])) == {
+        name: either_sign for name, (_, _, either_sign) in OPERATIONS.items()
+    }
+    for name, (apply, strongest, either_sign) in OPERATIONS.items():
+        for sign in (1, -1) if either_sign else (1,):
+            ours = pixels(apply(noise(*size), sign * strongest * magnitude / 30))
+            difference = ours != torchvisions[torchvision_outputs.key(name, size, magnitude, sign)]
             # Rounded matrices may tell a pixel's neighbour apart otherwise, here and there.
             assert difference.any(axis=-1).mean() < (0.02 if "Shear" in name else 1e-9), name
 
 
-@pytest.mark.parametrize("width_height", [(1000, 2), (2, 1000), (1, 1), (1, 7), (500, 300)])
-def test_the_fallback_is_torchvisions(width_height):
-    transforms = pytest.importorskip("torchvision.transforms")
-    arguments = ((2.0, 3.0), (3 / 4, 4 / 3))  # no crop has more than the image
-    top, left, h, w = transforms.RandomResizedCrop.get_params(noise(*width_height), *map(list, arguments))
-    box = augmentation._crop_box(np.random.default_rng(0), *width_height, *arguments)
-    assert box == (left, top, left + w, top + h)
+def test_the_fallback_is_torchvisions(torchvisions):
+    for size, (top, left, height, width) in zip(CROPPED, torchvisions["crops"], strict=True):
+        box = augmentation._crop_box(np.random.default_rng(0), *size, SCALES, RATIOS)
+        assert box == (left, top, left + width, top + height)

@@ -93,7 +93,7 @@ def test_a_name_that_is_no_utf_8(tmp_path):
 
 
 @given(st.binary(max_size=400), st.integers(0, 10_000))
-@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
 def test_whatever_the_bytes_are_it_is_an_image_or_a_reason(noise, place):
     for name in ("plain.jpg", "png_named.jpg", "still.gif", "exif.jpg", "lossless.webp"):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numbered import Numbered, prepare
 
 from mlclip_jax import InputError
+from mlclip_jax.data import pipeline
 from mlclip_jax.data.pipeline import OnceOrder, Skipped, TrainingOrder, batch_indices, read_batches
 
 
@@ -39,9 +40,12 @@ def test_no_two_epochs_of_any_seeds_share_an_order():
     assert len(set(orders)) == len(orders)
 
 
-@pytest.mark.parametrize("step", [0, 10**9])
-def test_far_steps_cost_no_more_than_near_ones(step):
+@pytest.mark.parametrize(("step", "epochs"), [(0, 1), (10**9, 1), (10**9 + 15, 2)])
+def test_far_steps_cost_no_more_than_near_ones(step, epochs):
+    """No epoch is drawn but those that the batch lies in."""
+    pipeline._permutation.cache_clear()
     indices = batch_indices(0, step, 1000, 64)
+    assert pipeline._permutation.cache_info().misses == epochs
     assert indices.dtype == np.int32
     assert ((indices >= 0) & (indices < 1000)).all()
 

@@ -79,7 +79,7 @@ difficulties = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**31 - 1), st.integers(0, 2**32 - 1), difficulties, st.integers(16, 100), st.floats(0, 1)
 )

@@ -50,7 +50,7 @@ def test_a_split_is_of_labels_and_captions_too():
     assert rows(split_source(source, "30/70", "train", seed=8)) != rows(part)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(30, 200), st.integers(20, 80), st.integers(0, 2**32 - 1), st.booleans(), st.integers(0, 2**32)
 )
@@ -65,7 +65,9 @@ def test_the_sides_are_the_whole(number, percent, seed, stratified, data_seed):
 
     train, test = side("train"), side("test")
     assert sorted(train + test) == list(range(number))
-    assert len(train) == pytest.approx(number * percent / 100, abs=1.5 if not stratified else 5)
+    # Rounded up, or as iterative stratification rounds label by label: of 1,500 such, at most 2.72 off.
+    off = 3 if stratified and labels.shape[1] > 3 else 1
+    assert abs(len(train) - number * percent / 100) <= off
     assert (side("train"), side("test")) == (train, test)
 
 
