@@ -1,6 +1,7 @@
 """The command line: `mlclip <command> --flags`. Nothing heavy is imported before a command needs it."""
 
 import _thread
+import contextlib
 import importlib
 import os
 import sys
@@ -69,6 +70,15 @@ def main(argv):
     if arguments and f"{name} {arguments[0]}" in COMMANDS:  # of two words
         name, arguments = f"{name} {arguments[0]}", arguments[1:]
     warnings.formatwarning = lambda message, *_: f"mlclip {name}: warning: {message}\n"
+    with contextlib.ExitStack() as until_the_end:
+        return _run_command(name, arguments, until_the_end)
+
+
+def _run_command(name, arguments, until_the_end):
+    """Runs a command by its name; returns the exit code.
+
+    What answers SIGTERM stays `until_the_end`, also while the other processes of a run are waited for.
+    """
     try:
         if name not in COMMANDS:
             raise InputError(f"no such command; there are {', '.join(COMMANDS)}")
@@ -88,7 +98,7 @@ def main(argv):
             from mlclip_jax.parallel import start_processes
 
             start_processes(values, independent=getattr(command, "INDEPENDENT_PROCESSES", False))
-            stop_at_once_when_told()
+            until_the_end.enter_context(stop_at_once_when_told())
         command.main(values)
     except Preempted as stopped:
         print(f"mlclip {name}: {stopped}", file=sys.stderr)

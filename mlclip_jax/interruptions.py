@@ -16,8 +16,9 @@ from jax.experimental import multihost_utils
 from mlclip_jax.errors import Preempted
 
 
+@contextlib.contextmanager
 def stop_at_once_when_told():
-    """From now on SIGTERM ends what the process does by `Preempted`, wherever it is.
+    """Within the block SIGTERM ends what the process does by `Preempted`, wherever it is.
 
     For what leaves its files whole at any moment: the same command, started again, goes on. Of several
     processes each stops for itself.
@@ -26,8 +27,14 @@ def stop_at_once_when_told():
     def stop(*_):
         raise Preempted("told to stop; what is finished stays, and the same command goes on from there")
 
-    if threading.current_thread() is threading.main_thread():  # where alone signals arrive
-        signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -170,13 +170,15 @@ def check_shared(folder):
     with all_or_none():
         if is_first():
             sign.touch()
-    with all_or_none():
-        if not sign.exists():
-            raise InputError(
-                f"{folder} is not the folder that process 0 sees; name one on storage that all share"
-            )
-    if is_first():
-        sign.unlink()
+    try:
+        with all_or_none():
+            if not sign.exists():
+                raise InputError(
+                    f"{folder} is not the folder that process 0 sees; name one on storage that all share"
+                )
+    finally:
+        if is_first():
+            sign.unlink()
 
 
 def check_alike(*content):

@@ -1,8 +1,12 @@
 """Every test runs strictly: four CPU devices, no silent change of dtype or rank, warnings as errors."""
 
+import collections
 import os
+import signal
+from pathlib import Path
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
 
 from mlclip_jax import compilation_cache
@@ -23,3 +27,52 @@ settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("steady")
+
+# Files whose tests take longest, by `--durations=0`, which start first: a last long one would run alone.
+LONGEST = """
+e2e/test_processes.py e2e/test_kill.py test_pretrain.py
+""".split()
+
+# Seconds and numbers of JAX's events in this process, and on a controller of workers in all of them.
+events = collections.Counter()
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, seconds, **_: events.update({name: seconds, f"{name} (number)": 1})
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {str(Path(__file__).parent / name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
+@pytest.fixture(autouse=True)
+def _signals_stay_as_they_were():
+    """A handler that is left behind would answer SIGTERM in place of pytest."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    after = signal.signal(signal.SIGTERM, before)
+    assert after is before, f"the test leaves {after} to answer SIGTERM"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    events.update(getattr(node, "workeroutput", {}).get("events", {}))
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["events"] = dict(events)
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    whole = sum(getattr(report, "duration", 0) for report in reports)
+    compiled = "/jax/core/compile/backend_compile_duration"
+    kept = "/jax/compilation_cache/cache_retrieval_time_sec"
+    if events[compiled] and whole:
+        seconds = events[compiled] - events[kept]
+        programs, from_cache = (f"{events[f'{name} (number)']:,}" for name in (compiled, kept))
+        terminalreporter.write_line(
+            f"compiling took {seconds:.0f} of the tests' {whole:.0f} s ({seconds / whole:.0%}), not counting "
+            f"subprocesses; {from_cache} of {programs} programs came from the cache"
+        )

@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it says, how fast, and how it refuses."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import PATIENCE
 from small_world import train_arguments, write_embeddings
 from tiny_clip import write_clip
 
@@ -264,3 +266,28 @@ def test_a_start_that_failed_can_be_mended(capsys, world, tmp_path):
 def test_flags_of_processes_that_do_not_belong_together(tmp_path, capsys, given, message):
     assert main(["train", "--config=tai", f"--workdir={tmp_path}", *given]) == 2
     assert message in capsys.readouterr().err
+
+
+COMMANDED = """
+import time
+from mlclip_jax.cli import main
+
+def test_it(tmp_path):
+    assert main(["train", "--config=tai", f"--workdir={tmp_path}"]) == 2
+    print("READY", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_program_that_ran_a_command_ends_when_told_to(tmp_path):
+    """SIGTERM is a command's while it runs; afterwards it is what it was, for pytest and others."""
+    (tmp_path / "test_it.py").write_text(COMMANDED)
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", tmp_path / "test_it.py"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert any("READY" in line for line in process.stdout)
+        process.terminate()
+        assert process.wait(PATIENCE) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()

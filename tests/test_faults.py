@@ -168,15 +168,31 @@ class TestNumbers:
         assert_equal(train(image_config(world, "whole", max_skipped_steps=3), tmp_path / "1"), expected)
 
 
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    """An undisturbed run: its folder and parameters."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, train(text_config(world), workdir)
+
+
+@pytest.fixture(scope="module")
+def stopped(world, tmp_path_factory):
+    """The same, stopped after step 50."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    with stopped_after(50):
+        train(text_config(world), workdir)
+    return workdir
+
+
 # When a read fails, orbax gives up the others that it has begun, and these complain.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 class TestCheckpoints:
     @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "metadata"])
-    def test_a_damaged_one_is_reported_and_the_one_before_it_taken(self, world, tmp_path, capsys, damage):
-        expected = train(text_config(world), tmp_path / "whole")
-        run = tmp_path / "run"
-        with stopped_after(50):
-            train(text_config(world), run)
+    def test_a_damaged_one_is_reported_and_the_one_before_it_taken(
+        self, world, whole, stopped, tmp_path, capsys, damage
+    ):
+        workdir, expected = whole
+        run = shutil.copytree(stopped, tmp_path / "run")
         newest = run / "checkpoints/40"
         for file in (newest / "parameters").rglob("d/*"):
             content = bytearray(file.read_bytes())
@@ -193,11 +209,11 @@ class TestCheckpoints:
         said = capsys.readouterr().err
         assert f"warning: the checkpoint {newest} is damaged" in said
         assert "going on from step 20 of 60" in said
-        assert (run / "metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+        assert (run / "metrics.jsonl").read_text() == (workdir / "metrics.jsonl").read_text()
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["40", "60", "damaged-40"]
 
-    def test_reading_a_run_leaves_a_damaged_one_where_it_is(self, world, tmp_path):
-        train(text_config(world), tmp_path)
+    def test_reading_a_run_leaves_a_damaged_one_where_it_is(self, whole, tmp_path):
+        shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
         shutil.rmtree(tmp_path / "checkpoints/60/parameters")
         assert read_run(tmp_path)["step"] == 40
         assert (tmp_path / "checkpoints/60").is_dir()
@@ -225,10 +241,9 @@ class TestCheckpoints:
         assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == kept
         capsys.readouterr()
 
-    def test_without_an_evaluation_there_is_no_best(self, world, tmp_path):
-        train(text_config(world), tmp_path)
+    def test_without_an_evaluation_there_is_no_best(self, whole):
         with pytest.raises(InputError, match="has no best checkpoint, as it was not evaluated on the way"):
-            read_run(tmp_path, checkpoint="best")
+            read_run(whole[0], checkpoint="best")
 
 
 class TestDisk:

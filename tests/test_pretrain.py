@@ -53,7 +53,7 @@ def tiny_config(module=pretrain_scenes, **changes):
     return config
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 4])
+@pytest.mark.parametrize("num_devices", [1, 4])
 def test_the_contrastive_loss_is_clips(num_devices):
     generator = np.random.default_rng(0)
     images, texts = generator.normal(size=(2, 8, 5)).astype(np.float32)
@@ -103,7 +103,7 @@ def one_step(mode, num_devices):
     return jax.device_get(state["parameters"]), jax.device_get(metrics), batch, logits
 
 
-@pytest.mark.parametrize(("mode", "num_devices"), [("shard_map", 2), ("shard_map", 4), ("pmap", 4)])
+@pytest.mark.parametrize(("mode", "num_devices"), [("shard_map", 4), ("pmap", 4)])
 def test_modes_and_devices_agree(mode, num_devices):
     expected, expected_metrics, *_ = one_step("shard_map", 1)
     parameters, metrics, *_ = one_step(mode, num_devices)

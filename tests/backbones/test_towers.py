@@ -46,7 +46,9 @@ def check(ours, stored, prefix):
         np.testing.assert_allclose(thinned(ours[name]), value, rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case == "timm_vgg16" else ()) for case in CASES]
+)
 def test_outputs_are_torchs_at_any_size(tmp_path, golden, case):
     write_case(tmp_path, case)
     backbone = mlclip_jax.load_backbone(tmp_path)

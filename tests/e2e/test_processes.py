@@ -119,6 +119,17 @@ def test_processes_with_different_configs_are_refused(world, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+def test_a_folder_that_not_all_see_is_refused(world, tmp_path):
+    """As when each machine has one of that name on its own disk."""
+    processes = start_together(
+        arguments_of(world, tmp_path / "one"), 2, own=[f"--workdir={tmp_path / 'other'}"]
+    )
+    first, second = outputs_of(processes, 2)
+    assert "another process could not go on; its own message says why" in first
+    assert f"mlclip train: error: {tmp_path / 'other'} is not the folder that process 0 sees; name" in second
+    assert [path for folder in ("one", "other") for path in (tmp_path / folder).iterdir()] == []
+
+
 @pytest.mark.slow  # a minute
 def test_two_processes_pretrain_as_one(tmp_path):
     """Each decodes its share of every batch; held-out scenes are scored by both."""

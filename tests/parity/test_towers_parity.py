@@ -92,7 +92,7 @@ def test_small_models_agree_within_1e_5(tmp_path, case):
             np.testing.assert_allclose(output, expected[name], rtol=0, atol=atol, err_msg=f"{size} {name}")
 
 
-@pytest.mark.parametrize("case", ["timm_resnet101", "timm_vgg16"])
+@pytest.mark.parametrize("case", ["timm_resnet101", pytest.param("timm_vgg16", marks=pytest.mark.slow)])
 def test_imagenet_models_agree_within_1e_4_of_the_largest_value(tmp_path, case):
     layout, config = CASES[case]
     model = save_perturbed(tmp_path, layout, config, scale=0.002)
@@ -107,7 +107,8 @@ def test_imagenet_models_agree_within_1e_4_of_the_largest_value(tmp_path, case):
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=pytest.mark.slow if name == "vit_l_14_336" else ()) for name in FULL_SIZE
+        pytest.param(name, marks=pytest.mark.slow if name in ("vit_l_14_336", "blip_base") else ())
+        for name in FULL_SIZE
     ],
 )
 def full_size(request, tmp_path_factory):
@@ -141,17 +142,9 @@ def bfloat16_error(folder, number):
     return np.abs(full - half).max() / np.abs(full).max()
 
 
-@needs_real_data
-def test_bfloat16_keeps_photographs_apart(full_size):
-    name, folder, *_ = full_size
-    if name not in ("vit_b_32", "rn50"):
-        pytest.skip("takes long; test_bfloat16_keeps_more_photographs_apart, marked slow, does it")
-    assert bfloat16_error(folder, 16) < 2e-2
-
-
 @pytest.mark.slow
 @needs_real_data
-def test_bfloat16_keeps_more_photographs_apart(full_size):
+def test_bfloat16_keeps_photographs_apart(full_size):
     name, folder, *_ = full_size
     error = bfloat16_error(folder, 48)
     print(name, "bfloat16", error)
