@@ -17,4 +17,4 @@ fi
 source launch/install.sh "$extras"
 .venv/bin/ruff check --quiet .
 .venv/bin/ruff format --quiet --check .
-exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope "$@"
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder --durations=10 "$@"

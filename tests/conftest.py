@@ -30,7 +30,10 @@ settings.load_profile("steady")
 
 # Files whose tests take longest, by `--durations=0`, which start first: a last long one would run alone.
 LONGEST = """
-e2e/test_processes.py e2e/test_kill.py test_pretrain.py
+e2e/test_processes.py test_image_adapters.py test_train.py test_pretrain.py test_faults.py test_launchers.py
+e2e/test_kill.py parity/test_towers_parity.py backbones/test_towers.py test_streaming.py test_demo.py
+test_lowering.py test_compilation_cache.py e2e/test_kill_embed.py backbones/test_hub.py e2e/test_first_run.py
+adapters/test_adapters.py
 """.split()
 
 # Seconds and numbers of JAX's events in this process, and on a controller of workers in all of them.

@@ -84,8 +84,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub(tmp_path):
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("hub")
     both = write_case(tmp_path / "both", "open_clip_vit", shards=2)
     write_case(both, "clip_quick_gelu")
     pickled = write_case(tmp_path / "pickled", "clip_gelu")
@@ -109,6 +110,20 @@ def hub(tmp_path):
     server.server_close()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the cache of what was downloaded lies."""
+    return tmp_path_factory.mktemp("user")
+
+
+@pytest.fixture(scope="module")
+def downloaded(hub, folder):
+    """What `mlclip embed` said of a repository that holds two layouts, and what it asked the hub for."""
+    run = embed(hub.url, "laion/both", folder)
+    assert run.returncode == 0, run.stderr
+    return run.stderr, hub.served.copy()
+
+
 def embed(hub_url, name, folder, cache="cache", revision="main"):
     """Runs `mlclip embed` against a hub, with a cache of its own."""
     environment = os.environ | {
@@ -130,11 +145,10 @@ def refusal(run):
     return run.stderr.strip().splitlines()[-1]
 
 
-def test_only_what_is_needed_is_downloaded_and_no_pickle(hub, tmp_path):
-    run = embed(hub.url, "laion/both", tmp_path)
-    assert run.returncode == 0, run.stderr
-    assert "laion/both: CLIP (ViT 2 x 32" in run.stderr
-    assert [name for name in hub.served if not name.endswith(".json")] == ["model.safetensors"]
+def test_only_what_is_needed_is_downloaded_and_no_pickle(hub, downloaded, tmp_path):
+    said, served = downloaded
+    assert "laion/both: CLIP (ViT 2 x 32" in said
+    assert [name for name in served if not name.endswith(".json")] == ["model.safetensors"]
     hub.served.clear()
     run = embed(hub.url, "timm/tiny_clip.openai", tmp_path)
     assert "CLIP (ResNet of 2+1+1+1 blocks, 8 wide; text 2 x 24; quick_gelu)" in run.stderr
@@ -158,10 +172,10 @@ def test_what_the_hub_refuses_is_said_in_a_line(hub, tmp_path):
     assert "pytorch_model.bin" not in hub.served
 
 
-def test_without_a_network_only_the_cache_is_left(hub, tmp_path):
-    assert embed(hub.url, "laion/both", tmp_path).returncode == 0
+@pytest.mark.usefixtures("downloaded")
+def test_without_a_network_only_the_cache_is_left(folder):
     nowhere = "http://127.0.0.1:9"  # the discard port: refused at once
-    again = embed(nowhere, "laion/both", tmp_path)
+    again = embed(nowhere, "laion/both", folder)
     assert again.returncode == 0, again.stderr
-    line = refusal(embed(nowhere, "laion/both", tmp_path, cache="empty"))
+    line = refusal(embed(nowhere, "laion/both", folder, cache="empty"))
     assert "the hub cannot be reached, and the cache does not hold it" in line

@@ -10,7 +10,7 @@ from tiny_clip import write_clip
 
 from mlclip_jax.data.embeddings import read_embeddings
 
-NUMBER = 600
+NUMBER = 360
 
 
 def test_killed_three_times_it_ends_the_same(tmp_path):

@@ -46,6 +46,19 @@ def alone(world):
     return world / "alone"
 
 
+@pytest.fixture(scope="module")
+def together(world):
+    """The same run on two devices of each of two processes: its folder, and what they printed."""
+    arguments = arguments_of(world, world / "together", train__parallel="pmap")
+    return world / "together", finish_together(arguments, 2, num_devices=2)
+
+
+@pytest.fixture(scope="module")
+def streamed(world):
+    arguments = arguments_of(world, world / "streamed", train__parallel="shard_map")
+    return world / "streamed", finish_together(arguments, 2, num_devices=2, preamble=STREAMED)
+
+
 def arguments_of(world, workdir, **changes):
     settings = SETTINGS | {"evaluation__embeddings": world / "images.npz"} | changes
     return train_arguments(world, workdir, **settings)
@@ -63,19 +76,18 @@ def assert_same_curve(ours, expected, first=0):
     np.testing.assert_allclose(ours[:20], expected[:20], rtol=1e-4)
 
 
-@pytest.mark.parametrize(("mode", "preamble"), [("shard_map", STREAMED), ("pmap", "")])
-def test_two_processes_are_as_one(world, alone, tmp_path, mode, preamble):
-    arguments = arguments_of(world, tmp_path, train__parallel=mode)
-    first, second = finish_together(arguments, 2, num_devices=2, preamble=preamble)
+@pytest.mark.parametrize("run", ["together", "streamed"])
+def test_two_processes_are_as_one(alone, request, run):
+    workdir, (first, second) = request.getfixturevalue(run)
     assert "4 devices (cpu) in 2 processes, mesh 4 data x 1 labels; batch 8, 2 on each device\n" in first
     assert "trained" not in second  # one speaks for both
-    assert_same_curve(tmp_path, alone)
-    scored = [[line["mAP_percent"] for line in log_of(run)[19::20]] for run in (tmp_path, alone)]
+    assert_same_curve(workdir, alone)
+    scored = [[line["mAP_percent"] for line in log_of(run)[19::20]] for run in (workdir, alone)]
     assert scored[0] == pytest.approx(scored[1], rel=1e-6)
     assert len(scored[0]) == 2
-    evaluations = [json.loads((run / "evaluation.json").read_text())["mAP"] for run in (tmp_path, alone)]
+    evaluations = [json.loads((run / "evaluation.json").read_text())["mAP"] for run in (workdir, alone)]
     assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in alone.iterdir())
+    assert sorted(path.name for path in workdir.iterdir()) == sorted(path.name for path in alone.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -91,24 +103,23 @@ def test_a_checkpoint_of_four_devices_goes_on_elsewhere(world, alone, tmp_path, 
     assert_same_curve(tmp_path, alone, first=20)
 
 
-def test_told_to_stop_all_save_the_same_step_and_go_on_from_it(world, tmp_path):
+def test_told_to_stop_all_save_the_same_step_and_go_on_from_it(world, together, tmp_path):
     """SIGTERM to one process of two; the log and the parameters are then those of an undisturbed run."""
-    stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
-    settings = ENDLESS | {"train__steps": 1500}
-    processes = start_together(arguments_of(world, stopped, **settings), 2)
-    wait_until(lambda: (stopped / "metrics.jsonl").is_file() and log_of(stopped), *processes)
+    undisturbed, _ = together
+    arguments = arguments_of(world, tmp_path, train__parallel="pmap")
+    processes = start_together(arguments, 2, num_devices=2)
+    wait_until(lambda: (tmp_path / "metrics.jsonl").is_file() and log_of(tmp_path), *processes)
     processes[1].send_signal(signal.SIGTERM)
     outputs = outputs_of(processes, 75)
-    step = log_of(stopped)[-1]["step"]
-    assert 0 < step < 1500
-    assert (stopped / f"checkpoints/{step}").is_dir()
+    step = log_of(tmp_path)[-1]["step"]
+    assert 0 < step < SETTINGS["train__steps"]
+    assert (tmp_path / f"checkpoints/{step}").is_dir()
     for output in outputs:
-        assert f"mlclip train: told to stop; saved step {step} of 1500 in" in output.splitlines()[-1]
-    assert f"going on from step {step}" in finish_together(arguments_of(world, stopped, **settings), 2)[0]
-    finish_together(arguments_of(world, undisturbed, **settings), 2)
-    ours, expected = (read_run(workdir)["parameters"] for workdir in (stopped, undisturbed))
+        assert f"mlclip train: told to stop; saved step {step} of 200 in" in output.splitlines()[-1]
+    assert f"going on from step {step}" in finish_together(arguments, 2, num_devices=2)[0]
+    ours, expected = (read_run(workdir)["parameters"] for workdir in (tmp_path, undisturbed))
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
-    assert log_of(stopped) == log_of(undisturbed)
+    assert log_of(tmp_path) == log_of(undisturbed)
 
 
 def test_processes_with_different_configs_are_refused(world, tmp_path):
