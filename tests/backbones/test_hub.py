@@ -9,6 +9,7 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from processes import PROGRAM
 from tiny_models import write_case
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -134,7 +135,7 @@ def embed(hub_url, name, folder, cache="cache", revision="main"):
     environment.pop("HF_HUB_OFFLINE", None)
     (folder / "names.txt").write_text("dog\n")
     flags = [f"--backbone={name}", f"--revision={revision}", f"--texts={folder / 'names.txt'}"]
-    command = [sys.executable, "-m", "mlclip_jax", "embed", *flags, f"--output={folder / 'out.npz'}"]
+    command = [sys.executable, "-c", PROGRAM, "embed", *flags, f"--output={folder / 'out.npz'}"]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
