@@ -3,7 +3,8 @@
 #
 #   bash launch/demo.sh [arguments of mlclip demo ...]
 #
-# Uses an NVIDIA GPU or a TPU where there is one. PYTHON names the interpreter, 3.11 or later.
+# Uses an NVIDIA GPU or a TPU where there is one. PYTHON names the interpreter, 3.11 or later, and VENV
+# another folder than .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,4 +15,4 @@ elif compgen -G "/dev/accel*" > /dev/null || compgen -G "/dev/vfio/[0-9]*" > /de
   extras=tpu
 fi
 source launch/install.sh "$extras"
-exec .venv/bin/mlclip demo --workdir=runs/demo "$@"
+exec "$venv/bin/mlclip" demo --workdir=runs/demo "$@"

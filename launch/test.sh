@@ -3,8 +3,9 @@
 #
 #   bash launch/test.sh [--parity] [arguments of pytest ...]
 #
-# --parity also installs torch, and compares with it. PYTHON names the interpreter, 3.11 or later. Each core runs
-# tests of its own, four at the most, as some need gigabytes; `-n 0` runs them one by one, and shows what they print.
+# --parity also installs torch, and compares with it. Each core runs tests of its own, four at the most, as some
+# need gigabytes; `-n 0` runs them one by one, and shows what they print. PYTHON names the interpreter, 3.11 or
+# later, and VENV another folder than .venv, as for the tests on another Python.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +16,6 @@ if [ "${1:-}" = "--parity" ]; then
 fi
 
 source launch/install.sh "$extras"
-.venv/bin/ruff check --quiet .
-.venv/bin/ruff format --quiet --check .
-exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder --durations=10 "$@"
+"$venv/bin/ruff" check --quiet .
+"$venv/bin/ruff" format --quiet --check .
+exec "$venv/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder --durations=10 "$@"
