@@ -1,6 +1,7 @@
 """What the README says of names, constants and sizes is what the code has."""
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from absl.flags import FlagValues
 from flax import nnx
 
 from mlclip_jax import InputError, calibrate, metrics, recipes
-from mlclip_jax.adapters import make_adapter
+from mlclip_jax.adapters import ADAPTERS, make_adapter
 from mlclip_jax.calibration import METHODS, RULES
 from mlclip_jax.cli import COMMANDS
 from mlclip_jax.configs import ml_decoder, mmm_clip, tai
@@ -56,6 +57,29 @@ def test_every_recipe_variant_of_an_adapter_with_its_size():
     for module in (mmm_clip, ml_decoder):
         name = module.__name__.split(".")[-1]
         assert {(name, variant) for variant in module.VARIANTS} <= variants
+
+
+@pytest.mark.parametrize(
+    ("recipe", "variant"),
+    [(tai, "embeddings"), (mmm_clip, "fc"), (mmm_clip, "mld"), (ml_decoder, "frozen")],
+    ids=["tai", "fc", "mld", "ml_decoder"],
+)
+def test_an_adapters_defaults_are_its_recipes(recipe, variant):
+    """Both are where a reader finds the constants."""
+    own = dict(recipe.get_config(variant).adapter)
+    parameters = inspect.signature(ADAPTERS[own.pop("name")].__init__).parameters.values()
+    assert own == {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def test_the_constants_of_mld_and_ml_decoder_are_said():
+    titles = {row[0]: row[2] for row in table("adapter | recipe") if row[0]}
+    for title, recipe, variant in (("MLD", mmm_clip, "mld"), ("ML-Decoder", ml_decoder, "frozen")):
+        adapter, how = recipe.get_config(variant).adapter, titles[title]
+        assert f"{adapter.num_heads} heads" in how
+        assert f"FFN {adapter.hidden:,}" in how
+    assert f"dropout {mmm_clip.get_config('mld').adapter.dropout}" in titles["MLD"]
+    assert f"at most {ml_decoder.get_config().adapter.groups} random queries" in titles["ML-Decoder"]
+    assert f"{ml_decoder.get_config().adapter.width} wide" in titles["ML-Decoder"]
 
 
 def names_in(header, pattern=r"`(\w+)`"):
