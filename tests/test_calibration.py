@@ -10,7 +10,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, log_loss
+from sklearn.metrics import brier_score_loss, f1_score, log_loss
 from small_world import LABELS, train_arguments, write_embeddings
 
 from mlclip_jax import InputError, calibration
@@ -177,6 +177,8 @@ def test_micro_f1_is_multiclips_coordinate_ascent():
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
 def test_calibration_pays_on_images_that_it_has_not_seen(method):
     before, after = cross_validated(LOGITS, PARTIAL, method, "f1")
+    known = PARTIAL >= 0
+    assert before["Brier"] == pytest.approx(brier_score_loss(PARTIAL[known], expit(LOGITS[known])), rel=1e-5)
     assert after["ECE"] < before["ECE"] / 2
     assert after["Brier"] < before["Brier"]
     assert after["mean_F1"] > before["mean_F1"]

@@ -58,6 +58,15 @@ def test_other_frozen_weights_are_refused_by_name(tmp_path):
         assert part in str(raised.value)
 
 
+def test_the_best_is_that_of_the_newest_images(tmp_path):
+    """Metrics on different images do not compare."""
+    for step, metric, scored_on in ((1, 0.9, "validation"), (2, 0.3, "test"), (3, 0.2, "test")):
+        with Checkpoints(tmp_path, FROZEN, scored_on=scored_on) as checkpoints:
+            checkpoints.save(step, state_of(1.0), metric)
+    with Checkpoints(tmp_path, FROZEN, read_only=True) as checkpoints:
+        assert checkpoints.best == (2, 0.3)
+
+
 def test_no_checkpoint(tmp_path):
     with Checkpoints(tmp_path, FROZEN) as checkpoints, pytest.raises(InputError, match="no checkpoint in"):
         checkpoints.restore({})

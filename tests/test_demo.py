@@ -71,5 +71,11 @@ def test_what_is_there_is_not_done_again_and_what_is_half_there_is(demonstrated)
     assert len(list(folder.glob("*.npz"))) == 3
     demo.demo(folder, 2)
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    # The seconds are those of the training, not those of finding it done.
-    assert (folder / "table.md").read_text() == table
+    # The seconds are those of the training, not those of finding it done; cosine is scored again.
+    again = (folder / "table.md").read_text()
+    assert trained_rows(again) == trained_rows(table)
+    assert len(trained_rows(table)) == len(demo.METHODS)
+
+
+def trained_rows(table):
+    return [line for line in table.splitlines() if any(title in line for title in demo.METHODS.values())]

@@ -164,8 +164,10 @@ class TestNumbers:
         assert line == {"step": 3, "loss": 2.0, "other": 2.0, "seconds": 2.0, "skipped_steps": 1.0}
 
     def test_allowing_it_changes_no_run_that_is_finite(self, world, tmp_path):
+        """But for the rounding: it is another program, which XLA may fuse otherwise."""
         expected = train(image_config(world, "whole"), tmp_path / "0")
-        assert_equal(train(image_config(world, "whole", max_skipped_steps=3), tmp_path / "1"), expected)
+        allowed = train(image_config(world, "whole", max_skipped_steps=3), tmp_path / "1")
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7), allowed, expected)
 
 
 @pytest.fixture(scope="module")

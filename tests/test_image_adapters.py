@@ -18,7 +18,7 @@ import mlclip_jax
 from mlclip_jax import InputError, evaluate, few_shot
 from mlclip_jax.adapters import make_adapter
 from mlclip_jax.cli import main
-from mlclip_jax.configs import mmm_clip
+from mlclip_jax.configs import ml_decoder, mmm_clip
 from mlclip_jax.data.embeddings import read_embeddings
 from mlclip_jax.examples import read_images
 from mlclip_jax.runs import read_run, scores_of
@@ -211,6 +211,43 @@ def test_values_that_cannot_be_are_one_line(folder, tmp_path, capsys, variant, s
     error = capsys.readouterr().err
     assert message in error
     assert error.splitlines()[-1].startswith("mlclip train: error: ")
+
+
+def test_a_run_does_not_go_on_with_other_images_or_labels(folder, trained, tmp_path, capsys):
+    """Under whatever name; the same ones may have moved."""
+    shutil.copytree(trained("fc")[0], tmp_path / "run")
+    shutil.copy(folder / "images.npz", tmp_path / "moved.npz")
+    other = (folder / "images.csv").read_text().replace(f"0.png,{LABELS[0]}|", "0.png,")
+    (tmp_path / "other.csv").write_text(other)
+    for changed, code in (
+        ({"examples__embeddings": tmp_path / "moved.npz"}, 0),
+        ({"examples__embeddings": folder / "test.npz"}, 2),
+        ({"examples__labels": tmp_path / "other.csv"}, 2),
+    ):
+        assert main(arguments(folder, tmp_path / "run", "fc", **changed)) == code, changed
+        assert ("was trained on" in capsys.readouterr().err) == (code == 2)
+
+
+def test_the_least_of_every_setting_is_accepted_and_less_is_not(folder, tmp_path):
+    """As the messages say."""
+    least = {"train.label_shards": 1, "adapter.dropout": 0, "optimizer.weight_decay": 0}
+    least |= dict.fromkeys(["max_skipped", "train.evaluate_every", "train.max_skipped_steps"], 0)
+    least |= {"train.stall_seconds": 0, "seed": 0}
+    for name in ("steps", "log_every", "checkpoint_every"):
+        least[f"train.{name}"] = 1
+    for name in ("width", "num_heads", "groups", "hidden"):
+        least[f"adapter.{name}"] = 1
+    config = ml_decoder.get_config()
+    config.backbone, config.texts.labels = str(folder / "clip"), str(folder / "labels.txt")
+    config.examples.update(embeddings=str(folder / "images.npz"), labels=str(folder / "images.csv"))
+    config.train.batch_size = jax.device_count()
+    config.update_from_flattened_dict(least)
+    train(config, tmp_path / "run")
+    for name, value in least.items():
+        below = config.copy_and_resolve_references()
+        below.update_from_flattened_dict({name: value - 1})
+        with pytest.raises(InputError, match=rf"--config\.{name}=-?\d(\.0)? cannot be"):
+            train(below, tmp_path / "other")
 
 
 def test_recipes_of_ones_own_that_are_no_recipes(folder, tmp_path):

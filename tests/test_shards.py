@@ -132,6 +132,14 @@ def test_labels_stay_with_their_images_whatever_is_skipped(backbone, photographs
     np.testing.assert_allclose(np.asarray(stored.vectors), whole[kept], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("rows", "shards_made"), [(8, 4), (11, 4), (1, 8)])
+def test_a_shard_has_as_many_batches_as_fit(backbone, photographs, tmp_path, monkeypatch, rows, shards_made):
+    """Of four rows each, but always one; 30 images are 8 batches."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", rows * 20 * 4)  # float32, 20 wide
+    embed(backbone, read_folder(photographs), tmp_path, shard_rows=1_000)
+    assert len(list(tmp_path.glob("img_emb/*.npy"))) == shards_made
+
+
 def test_too_many_broken_ones_stop_it(backbone, photographs, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(photographs, folder)

@@ -65,6 +65,24 @@ def test_the_default_begins_as_zero_shot_and_learns():
     assert sizes["['cosine_weight']"] > 1e-3
 
 
+@pytest.mark.parametrize(("settings", "length"), [({}, 4.0), (PUBLISHED, 1.0)])
+def test_texts_and_tokens_enter_the_decoder_at_one_length(settings, length):
+    """√D in the default, where each channel is about 1 as a layer norm leaves it; 1 as published."""
+    adapter = MLDAdapter(CLASS_TEXTS, hidden=32, **settings, rngs=nnx.Rngs(0))
+    entered = []
+
+    def block(queries, tokens, keys):
+        del keys
+        entered.extend([queries, tokens])
+        return queries
+
+    adapter.blocks = nnx.List([block])
+    adapter(EMBEDDINGS, LOCAL)
+    assert [len(x) for x in entered] == [8, 8]
+    for x in entered:
+        np.testing.assert_allclose(np.linalg.norm(x, axis=-1), length, rtol=1e-5)
+
+
 def test_the_default_fits_what_the_published_form_does_not():
     """A hundred steps of Adam on eight images."""
     import optax
