@@ -21,6 +21,7 @@ from mlclip_jax.cli import main
 from mlclip_jax.configs import ml_decoder, mmm_clip
 from mlclip_jax.data.embeddings import read_embeddings
 from mlclip_jax.examples import read_images
+from mlclip_jax.loop import run_conditions
 from mlclip_jax.runs import read_run, scores_of
 from mlclip_jax.train import train
 
@@ -243,6 +244,9 @@ def test_the_least_of_every_setting_is_accepted_and_less_is_not(folder, tmp_path
     config.train.batch_size = jax.device_count()
     config.update_from_flattened_dict(least)
     train(config, tmp_path / "run")
+    holds, _ = run_conditions(config.train, num_devices=1)["train.batch_size"]
+    assert holds(1)
+    assert not holds(0)
     for name, value in least.items():
         below = config.copy_and_resolve_references()
         below.update_from_flattened_dict({name: value - 1})
