@@ -73,7 +73,8 @@ lines=+1
 if flock -n 9; then
   rm -f "$folder/code"
   printf '%q ' "$@" > "$folder/command"
-  run "$@" > "$folder/log" 2>&1 < /dev/null &
+  : > "$folder/log"  # here, for `tail` may come before the run
+  run "$@" >> "$folder/log" 2>&1 < /dev/null &
   echo "$!" > "$folder/pid"
 elif [ "$(printf '%q ' "$@")" = "$(cat "$folder/command")" ]; then
   echo "launch/tpu_pod.py: following the run that goes on here"
