@@ -28,6 +28,7 @@ DEPENDENCIES = [
     "pyarrow>=17",  # names and captions of stored embeddings, in Parquet
     "iterative-stratification>=0.1.9,<0.2",  # splits that keep the shares of several labels
     "inflect>=7.4,<8",  # English articles, lists and plurals in generated texts
+    "typeguard>=4.2,<5",  # which checks inflect's arguments, and is left out there
     "tqdm>=4.66,<5",  # progress bars
     "pyyaml>=6,<7",  # manifests for Kubernetes
 ]

@@ -7,6 +7,7 @@ import functools
 import re
 
 import numpy as np
+import typeguard
 
 from mlclip_jax.errors import InputError
 
@@ -126,6 +127,11 @@ def _spaced(name):
 
 @functools.cache
 def _inflect():
-    import inflect  # slow to import, and needed only where texts are written
-
+    # When inflect is imported, typeguard rewrites all of it to check the types of arguments: two seconds of
+    # every start, and ours are strings.
+    typechecked, typeguard.typechecked = typeguard.typechecked, typeguard.typeguard_ignore
+    try:
+        import inflect
+    finally:
+        typeguard.typechecked = typechecked
     return inflect.engine()

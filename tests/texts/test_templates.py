@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import typeguard
 
 from mlclip_jax import InputError
-from mlclip_jax.texts.templates import TEMPLATES, check_template, fill, noun_phrase, write_texts
+from mlclip_jax.texts.templates import TEMPLATES, _inflect, check_template, fill, noun_phrase, write_texts
 
 NAMES = ["dog", "umbrella", "scissors", "broccoli", "traffic_light", "bus"]
 
@@ -86,3 +87,10 @@ def test_templates_and_orders_vary():
     texts = write_texts(np.ones((400, 2), np.int8), ["dog", "cat"], seed=0)
     assert {text.index("dog") < text.index("cat") for text in texts} == {True, False}
     assert len(set(texts)) == 2 * len(TEMPLATES)
+
+
+def test_inflect_does_without_typeguard_which_stays_for_others():
+    checked = typeguard.typechecked
+    engine = _inflect()
+    assert typeguard.typechecked is checked
+    assert "typeguard" not in engine.a.__code__.co_names
