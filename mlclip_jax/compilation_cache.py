@@ -11,12 +11,17 @@ import secrets
 from pathlib import Path
 
 import jax
-from jax._src import compilation_cache as jax_cache  # its public face cannot say how entries are written
+
+# Their public faces cannot say how entries are written, and by whom.
+from jax._src import compilation_cache as jax_cache
+from jax._src import compiler, distributed
 from jax._src.lru_cache import LRUCache
 
 from mlclip_jax.progress import note
 
 MAX_BYTES = 4 << 30  # the oldest entries beyond it are removed
+
+_write_on_the_first = compiler._cache_write
 
 
 def enable(*, wanted=True):
@@ -50,6 +55,8 @@ def enable(*, wanted=True):
         # A run has hundreds of small programs: each far below JAX's one second, together most of its start.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax_cache.get_file_cache = _open
+    if "://" not in jax.config.jax_compilation_cache_dir:
+        compiler._cache_write = _write_on_every_process
 
 
 def folder():
@@ -106,6 +113,16 @@ class _WholeEntries(LRUCache):
         except OSError:  # such as a full disk, which must not end a run that has its program already
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _write_on_every_process(*entry):
+    """JAX leaves it to the first, but others have programs and, on other hosts, disks of their own."""
+    state = distributed.global_state
+    own, state.process_id = state.process_id, 0
+    try:
+        _write_on_the_first(*entry)
+    finally:
+        state.process_id = own
 
 
 def _open(path):

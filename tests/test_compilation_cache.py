@@ -1,8 +1,10 @@
 """Compiled programs are kept between processes: whole, replaced where damaged, only where they should be."""
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from processes import finish
@@ -69,6 +71,19 @@ def test_the_second_start_of_a_command_compiles_nothing(tmp_path):
     hits, misses = counts(second)
     assert misses == 0
     assert hits > 10
+
+
+@pytest.mark.usefixtures("home")
+def test_every_process_of_a_run_keeps_its_programs():
+    """Each has some of its own; the second start of all finds them."""
+    preamble = "jax.distributed.initialize('localhost:{}', 2, {})\n"
+    for start in range(2):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        with ThreadPoolExecutor() as pool:
+            done = list(pool.map(run, [preamble.format(port, process) for process in range(2)]))
+        assert [misses > 0 for _, misses, _ in done] == [start == 0] * 2
 
 
 def test_a_flag_turns_it_off(home, tmp_path):
