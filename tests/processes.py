@@ -18,6 +18,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from mlclip_jax.cli import run
 run()
 """
+# A preamble for what is to be told to stop: however fast the machine, it is still at its steps by then.
+SLOWLY = """
+import time
+from mlclip_jax.log import Log
+def add_slowly(self, step, metrics, add=Log.add):
+    time.sleep(0.2)
+    add(self, step, metrics)
+Log.add = add_slowly
+"""
 
 
 def start(arguments, *, num_devices=None, preamble=""):

@@ -15,7 +15,7 @@ from mlclip_jax.data.scenes import LABELS, OTHER_LABELS
 
 @pytest.fixture(scope="module")
 def demonstrated(tmp_path_factory):
-    """The demo with a tenth of the scenes and few steps: its folder, and what it printed.
+    """The demo with a twentieth of the scenes and few steps: its folder, and what it printed.
 
     It was made where another demo had been stopped.
     """
@@ -25,12 +25,12 @@ def demonstrated(tmp_path_factory):
 
     def get_config(variant, get_config=recipe.get_config):
         config = get_config(variant)
-        config.train.steps = 200
+        config.train.steps = 100
         if variant != "fc":
-            config.texts.number = 2_000
+            config.texts.number = 500
         return config
 
-    folders = {name: (seed, number // 10, labels) for name, (seed, number, labels) in demo.FOLDERS.items()}
+    folders = {name: (seed, number // 20, labels) for name, (seed, number, labels) in demo.FOLDERS.items()}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(demo, "FOLDERS", folders)
         patched.setattr(recipe, "get_config", get_config)
@@ -52,7 +52,7 @@ def test_it_ends_with_a_table_and_a_picture(demonstrated):
     assert [row[2] for row in rows[2:]] == [f"{len(LABELS)} labels"] * 4 + [
         f"{len(OTHER_LABELS)} other labels"
     ]
-    data = ["nothing", "2,000 texts", "2,000 texts", "400 images with labels", "nothing"]
+    data = ["nothing", "500 texts", "500 texts", "200 images with labels", "nothing"]
     assert [row[1] for row in rows[2:]] == data
     figures = [float(row[3].split(" ± ")[0]) for row in rows[2:]]
     assert all("±" in row[3] for row in rows[3:6])

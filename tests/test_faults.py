@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from interruption import stopped_after
-from processes import outputs_of, start, wait_until
+from processes import SLOWLY, outputs_of, start, wait_until
 from small_world import LABELS, train_arguments, write_embeddings
 from tiny_clip import config_with, write_clip
 
@@ -286,20 +286,20 @@ class TestDisk:
 
 class TestStop:
     def test_told_to_stop_it_saves_and_goes_on(self, world, tmp_path):
-        settings = {"train__steps": 20_000, "train__checkpoint_every": 20_000, "evaluation__embeddings": ""}
-        arguments = train_arguments(world, tmp_path / "stopped", **settings, train__log_every=100)
-        process = start(arguments)
+        settings = {"train__steps": 400, "train__checkpoint_every": 400, "evaluation__embeddings": ""}
+        arguments = train_arguments(world, tmp_path / "stopped", **settings)
+        process = start(arguments, preamble=SLOWLY)
         wait_until((tmp_path / "stopped/metrics.jsonl").is_file, process)
         process.send_signal(signal.SIGTERM)
         [output] = outputs_of([process], 75)
         step = lines_of(tmp_path / "stopped/metrics.jsonl")[-1]["step"]
-        assert f"told to stop; saved step {step} of 20000 in" in output.splitlines()[-1]
+        assert f"told to stop; saved step {step} of 400 in" in output.splitlines()[-1]
         assert [path.name for path in (tmp_path / "stopped/checkpoints").iterdir()] == [str(step)]
         outputs = [
-            outputs_of([start(train_arguments(world, tmp_path / name, **settings, train__log_every=100))])
+            outputs_of([start(train_arguments(world, tmp_path / name, **settings))])
             for name in ("stopped", "undisturbed")
         ]
-        assert f"going on from step {step} of 20000" in outputs[0][0]
+        assert f"going on from step {step} of 400" in outputs[0][0]
         stopped, undisturbed = (
             read_run(tmp_path / name)["parameters"] for name in ("stopped", "undisturbed")
         )

@@ -45,6 +45,8 @@ def tiny_config(module=pretrain_scenes, **changes):
     for tower in (config.model.vision_config, config.model.text_config):
         tower.update(hidden_size=32, intermediate_size=32, num_hidden_layers=1)
     config.model.vision_config.image_size = 32
+    if module is pretrain_scenes:
+        config.scenes.number = 200
     config.evaluation.number = 20
     config.loss.max_scale = MAX_SCALE
     config.train.update(steps=6, batch_size=8, log_every=2, checkpoint_every=2, evaluate_every=0)
@@ -236,7 +238,7 @@ def test_any_captioned_images_will_do(tmp_path):
             {"train__batch_size": 6},
             "train.batch_size=6 cannot be: .* a multiple of the 4",
         ),
-        ({"evaluation__number": 2_000}, "the source has 2000 examples.* leaves none to train on"),
+        ({"evaluation__number": 200}, "the source has 200 examples.* leaves none to train on"),
         ({"scenes__difficulty__overlap": 2.0}, "no world has overlap=2.0"),
     ],
 )

@@ -7,7 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from processes import finish, finish_together, outputs_of, start_together, wait_until
+from processes import SLOWLY, finish, finish_together, outputs_of, start_together, wait_until
 from small_world import train_arguments, write_embeddings
 
 from mlclip_jax.runs import read_run
@@ -76,7 +76,7 @@ def assert_same_curve(ours, expected, first=0):
     np.testing.assert_allclose(ours[:20], expected[:20], rtol=1e-4)
 
 
-@pytest.mark.parametrize("run", ["together", "streamed"])
+@pytest.mark.parametrize("run", ["together", pytest.param("streamed", marks=pytest.mark.slow)])
 def test_two_processes_are_as_one(alone, request, run):
     workdir, (first, second) = request.getfixturevalue(run)
     assert "4 devices (cpu) in 2 processes, mesh 4 data x 1 labels; batch 8, 2 on each device\n" in first
@@ -94,11 +94,14 @@ def test_two_processes_are_as_one(alone, request, run):
     ("num_processes", "num_devices"), [(1, 1), (2, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
 )
 def test_a_checkpoint_of_four_devices_goes_on_elsewhere(world, alone, tmp_path, num_processes, num_devices):
+    """Two processes read their rows from the disk."""
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     for checkpoint in (tmp_path / "checkpoints").iterdir():
         if checkpoint.name != "100":
             shutil.rmtree(checkpoint)
-    output = finish_together(arguments_of(world, tmp_path), num_processes, num_devices=num_devices)[0]
+    arguments = arguments_of(world, tmp_path, train__parallel="shard_map")
+    how = {"num_devices": num_devices, "preamble": STREAMED * (num_processes > 1)}
+    output = finish_together(arguments, num_processes, **how)[0]
     assert "going on from step 100 of 200" in output
     assert_same_curve(tmp_path, alone, first=20)
 
@@ -107,7 +110,8 @@ def test_told_to_stop_all_save_the_same_step_and_go_on_from_it(world, together, 
     """SIGTERM to one process of two; the log and the parameters are then those of an undisturbed run."""
     undisturbed, _ = together
     arguments = arguments_of(world, tmp_path, train__parallel="pmap")
-    processes = start_together(arguments, 2, num_devices=2)
+    # JAX asks once a second whether it was told to stop; steps must be left when it does.
+    processes = start_together(arguments, 2, num_devices=2, preamble=SLOWLY)
     wait_until(lambda: (tmp_path / "metrics.jsonl").is_file() and log_of(tmp_path), *processes)
     processes[1].send_signal(signal.SIGTERM)
     outputs = outputs_of(processes, 75)
