@@ -43,15 +43,19 @@ def start(arguments, *, num_devices=None, preamble=""):
     return process
 
 
+def free_address():
+    """Where processes of one run may meet: a port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
 def start_together(arguments, num_processes, *, num_devices=1, preamble="", own=()):
     """Starts the program as several processes of one run, each with as many devices.
 
     The last has arguments of its `own` too.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    shared = [*arguments, f"--coordinator={address}", f"--num_processes={num_processes}"]
+    shared = [*arguments, f"--coordinator={free_address()}", f"--num_processes={num_processes}"]
     flags = [[*shared, f"--process_id={i}"] for i in range(num_processes)]
     flags[-1] += own
     return [start(given, num_devices=num_devices, preamble=preamble) for given in flags]

@@ -1,13 +1,12 @@
 """Compiled programs are kept between processes: whole, replaced where damaged, only where they should be."""
 
 import os
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from processes import finish
+from processes import finish, free_address
 from small_world import train_arguments, write_embeddings
 from tiny_clip import write_clip
 
@@ -76,13 +75,11 @@ def test_the_second_start_of_a_command_compiles_nothing(tmp_path):
 @pytest.mark.usefixtures("home")
 def test_every_process_of_a_run_keeps_its_programs():
     """Each has some of its own; the second start of all finds them."""
-    preamble = "jax.distributed.initialize('localhost:{}', 2, {})\n"
+    preamble = "jax.distributed.initialize('{}', 2, {})\n"
     for start in range(2):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        address = free_address()
         with ThreadPoolExecutor() as pool:
-            done = list(pool.map(run, [preamble.format(port, process) for process in range(2)]))
+            done = list(pool.map(run, [preamble.format(address, process) for process in range(2)]))
         assert [misses > 0 for _, misses, _ in done] == [start == 0] * 2
 
 

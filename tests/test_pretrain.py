@@ -41,12 +41,14 @@ MAX_SCALE = 5.0
 
 
 def tiny_config(module=pretrain_scenes, **changes):
-    config = module.get_config("short") if module is pretrain_scenes else module.get_config()
+    if module is pretrain_scenes:
+        config = module.get_config("short")
+        config.scenes.number = 200
+    else:
+        config = module.get_config()
     for tower in (config.model.vision_config, config.model.text_config):
         tower.update(hidden_size=32, intermediate_size=32, num_hidden_layers=1)
     config.model.vision_config.image_size = 32
-    if module is pretrain_scenes:
-        config.scenes.number = 200
     config.evaluation.number = 20
     config.loss.max_scale = MAX_SCALE
     config.train.update(steps=6, batch_size=8, log_every=2, checkpoint_every=2, evaluate_every=0)

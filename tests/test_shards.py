@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ from broken_images import READABLE, UNREADABLE, write_all
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from processes import PATIENCE
+from processes import PATIENCE, free_address
 from pyarrow import parquet
 from tiny_clip import TINY, config_with, write_clip
 
@@ -248,9 +247,7 @@ def test_two_processes_share_the_work(clip, backbone, photographs, tmp_path):
     alone = embed(backbone, source, tmp_path / "alone", batch_size=4)
     images, output = f"--images=table:{photographs / 'table.csv'}", f"--output={tmp_path / 'shared'}"
     arguments = ["embed", f"--backbone={clip}", images, output, "--batch_size=4", "--shard_rows=8"]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SHARE, address, str(process), *arguments],

@@ -7,7 +7,6 @@ import functools
 import re
 
 import numpy as np
-import typeguard
 
 from mlclip_jax.errors import InputError
 
@@ -127,6 +126,8 @@ def _spaced(name):
 
 @functools.cache
 def _inflect():
+    import typeguard  # both only where texts are written, as they are slow to import
+
     # When inflect is imported, typeguard rewrites all of it to check the types of arguments: two seconds of
     # every start, and ours are strings.
     typechecked, typeguard.typechecked = typeguard.typechecked, typeguard.typeguard_ignore

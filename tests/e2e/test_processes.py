@@ -94,14 +94,13 @@ def test_two_processes_are_as_one(alone, request, run):
     ("num_processes", "num_devices"), [(1, 1), (2, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
 )
 def test_a_checkpoint_of_four_devices_goes_on_elsewhere(world, alone, tmp_path, num_processes, num_devices):
-    """Two processes read their rows from the disk."""
+    """Two processes each take the rows of their own devices, chunk by chunk."""
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     for checkpoint in (tmp_path / "checkpoints").iterdir():
         if checkpoint.name != "100":
             shutil.rmtree(checkpoint)
-    arguments = arguments_of(world, tmp_path, train__parallel="shard_map")
-    how = {"num_devices": num_devices, "preamble": STREAMED * (num_processes > 1)}
-    output = finish_together(arguments, num_processes, **how)[0]
+    how = {"num_devices": num_devices, "preamble": STREAMED if num_processes > 1 else ""}
+    output = finish_together(arguments_of(world, tmp_path), num_processes, **how)[0]
     assert "going on from step 100 of 200" in output
     assert_same_curve(tmp_path, alone, first=20)
 
