@@ -1,4 +1,7 @@
-"""Every test runs strictly: four CPU devices, no silent change of dtype or rank, warnings as errors."""
+"""Every test runs strictly: four CPU devices, no silent change of dtype or rank, warnings as errors.
+
+MLCLIP_TEST_PLATFORM=cuda (or tpu) runs them there instead, on as many devices as there are.
+"""
 
 import collections
 import gc
@@ -9,13 +12,18 @@ from pathlib import Path
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+from processes import PLATFORM
 
-from mlclip_jax import compilation_cache
+from mlclip_jax import backbones, compilation_cache
 
-jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_platforms", PLATFORM)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if PLATFORM != "cpu":
+    # What is compared to 1e-5 is computed in float32, not in TensorFloat-32 or bfloat16.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    backbones.default_dtype = lambda: "float32"
 
 # One cache of compiled programs for all workers and their processes, kept between runs.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -47,6 +55,15 @@ jax.monitoring.register_event_duration_secs_listener(
 def pytest_collection_modifyitems(items):
     places = {str(Path(__file__).parent / name): place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
+def pytest_runtest_setup(item):
+    """`devices(number)` skips on an accelerator with fewer; `cpu` skips on any."""
+    for mark in item.iter_markers("devices"):
+        if jax.device_count() < mark.args[0]:
+            pytest.skip(f"needs {mark.args[0]} devices; there are {jax.device_count()}")
+    if PLATFORM != "cpu" and item.get_closest_marker("cpu"):
+        pytest.skip("is about CPUs")
 
 
 def pytest_collection_finish():

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 
+PLATFORM = os.environ.get("MLCLIP_TEST_PLATFORM", "cpu")
 PATIENCE = 600  # seconds after which a process is taken to hang: many times what the slowest machine needs
 # A suite that a shell runs in the background is told to ignore Ctrl-C, and would pass that on.
 # The program needs no torch, which transformers would import, in 1.7 seconds, where the tests have it.
@@ -30,14 +31,14 @@ Log.add = add_slowly
 
 
 def start(arguments, *, num_devices=None, preamble=""):
-    """Starts the program, on CPU devices of its own, after some lines of Python; see `outputs_of`."""
+    """Starts the program, on devices of its own, after some lines of Python; see `outputs_of`."""
     devices = {} if num_devices is None else {"JAX_NUM_CPU_DEVICES": str(num_devices)}
     output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
     process = subprocess.Popen(
         [sys.executable, "-c", preamble + PROGRAM, *map(str, arguments)],
         stdout=output,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **devices},
+        env={**os.environ, "JAX_PLATFORMS": PLATFORM, **devices},
     )
     process.output = output
     return process

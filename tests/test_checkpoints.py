@@ -20,6 +20,7 @@ def state_of(value, num_devices=2):
     return jax.device_put(state, replicated(make_mesh(jax.devices()[:num_devices])))
 
 
+@pytest.mark.devices(4)
 def test_the_newest_comes_back_on_any_number_of_devices(tmp_path):
     with Checkpoints(tmp_path, FROZEN) as checkpoints:
         assert checkpoints.latest_step is None

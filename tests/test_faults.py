@@ -121,6 +121,7 @@ class TestNumbers:
         # Its learning rate has begun anew, and its bias is 0 still.
         np.testing.assert_array_equal(skipped["linear"]["bias"], 0)
 
+    @pytest.mark.devices(2)
     @pytest.mark.parametrize("may_skip", [True, False])
     def test_a_gradient_that_is_not_finite_is_noticed_though_the_loss_is(self, may_skip):
         """The slope of a square root at 0 is not finite, and one device meets it."""

@@ -33,6 +33,8 @@ from mlclip_jax.train import (
     with_loss_constants,
 )
 
+pytestmark = pytest.mark.devices(4)
+
 NUMBER, WIDTH, BATCH = 13, 16, 8
 SMALL = {"hidden": 24, "width": 16, "groups": 4, "num_heads": 2}
 CASES = {

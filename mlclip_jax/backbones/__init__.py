@@ -81,7 +81,7 @@ def load_backbone(
       ((1, 512), (1, 512))
     """
     if dtype is None:
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = default_dtype()
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if positions not in POSITIONS:
@@ -114,6 +114,11 @@ def load_backbone(
     )
     note(backbone)
     return backbone
+
+
+def default_dtype():
+    """The dtype of products that suits the devices: CPUs have no units for bfloat16, accelerators do."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 class Encoded(NamedTuple):

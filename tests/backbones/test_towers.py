@@ -189,6 +189,7 @@ def test_bfloat16_is_close_and_answers_in_float32(tmp_path, case):
         assert 0 < error < 4e-2, name
 
 
+@pytest.mark.devices(4)
 @pytest.mark.parametrize("case", ["clip_quick_gelu", "open_clip_resnet", "blip"])
 def test_parameters_may_be_split_over_the_devices(tmp_path, case):
     folder = write_case(tmp_path, case)
@@ -206,6 +207,7 @@ def test_parameters_may_be_split_over_the_devices(tmp_path, case):
         np.testing.assert_allclose(output, expected[name], rtol=0, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.cpu
 def test_attention_is_cudnns_where_it_can_be():
     hopper = SimpleNamespace(platform="gpu", compute_capability="9.0")
     volta = SimpleNamespace(platform="gpu", compute_capability="7.0")
@@ -225,6 +227,7 @@ def test_attention_is_cudnns_where_it_can_be():
         assert attention_implementation(dtype, width, device) is None
 
 
+@pytest.mark.cpu  # a GPU's own attention is no program for a TPU
 @pytest.mark.parametrize("case", ["clip_gelu", "open_clip_resnet", "blip", "resnet"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_tower_lowers_for_accelerators(tmp_path, case, dtype):
@@ -270,6 +273,7 @@ def test_the_pure_functions_are_what_is_called(tmp_path):
     np.testing.assert_allclose(embeddings, backbone.encode_texts(TEXTS), rtol=0, atol=5e-6)
 
 
+@pytest.mark.cpu  # a GPU's libraries do not count their operations
 def test_what_is_not_asked_for_is_not_computed(tmp_path):
     backbone = mlclip_jax.load_backbone(write_case(tmp_path, "clip_quick_gelu"))
     pixels = backbone.pixels(images())
