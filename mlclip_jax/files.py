@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files: read or refused in one line, written whole or not at all."""
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 from pathlib import Path
@@ -72,3 +73,27 @@ def make_folder(path):
         raise InputError(
             f"cannot write in {path}: {error.strerror or error}; name a folder that can be"
         ) from error
+
+
+def read_text(path):
+    """A UTF-8 text file.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_json(path):
+    """The content of a JSON file.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path} as JSON: {error}") from error

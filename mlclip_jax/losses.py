@@ -22,6 +22,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from optax.losses import sigmoid_binary_cross_entropy
 
 from mlclip_jax.parallel import AXIS
 from mlclip_jax.zero_shot import unit
@@ -43,7 +44,7 @@ def _loss(sum_and_count):
 def binary_cross_entropy(logits, labels, *, reduction="mean"):
     """-y log p - (1 - y) log(1 - p), where p = sigmoid(logit) (TaI-Adapter, equation 3)."""
     logits, labels, known = _known(logits, labels)
-    return _elementwise(_cross_entropy(logits, labels), known, reduction)
+    return _elementwise(sigmoid_binary_cross_entropy(logits, labels), known, reduction)
 
 
 @_loss
@@ -58,7 +59,7 @@ def smoothed_binary_cross_entropy(logits, labels, *, smoothing=0.0, reduction="m
     """Binary cross entropy with y (1 - smoothing) + smoothing / 2 for y (MultiCLIP, utils/losses.py)."""
     logits, labels, known = _known(logits, labels)
     labels = labels * (1 - smoothing) + smoothing / 2
-    return _elementwise(_cross_entropy(logits, labels), known, reduction)
+    return _elementwise(sigmoid_binary_cross_entropy(logits, labels), known, reduction)
 
 
 @_loss
@@ -73,7 +74,9 @@ def focal(logits, labels, *, gamma=2.0, alpha=0.25, reduction="mean"):
       alpha: weight of positives against negatives; a negative number switches it off.
     """
     logits, labels, known = _known(logits, labels)
-    losses = _power(jnp.abs(_difference(logits, labels)), gamma) * _cross_entropy(logits, labels)
+    losses = _power(jnp.abs(_difference(logits, labels)), gamma) * sigmoid_binary_cross_entropy(
+        logits, labels
+    )
     if alpha >= 0:
         losses *= alpha * labels + (1 - alpha) * (1 - labels)
     return _elementwise(losses, known, reduction)
@@ -86,7 +89,9 @@ def additive_margin(logits, labels, *, scale=30.0, margin=0.5, reduction="mean")
     The source applies it to unbounded logits; its constants come from losses of cosines (CosFace).
     """
     logits, labels, known = _known(logits, labels)
-    return _elementwise(_cross_entropy(scale * (logits - margin * labels), labels), known, reduction)
+    return _elementwise(
+        sigmoid_binary_cross_entropy(scale * (logits - margin * labels), labels), known, reduction
+    )
 
 
 @_loss
@@ -110,7 +115,7 @@ def arc_face(logits, labels, *, scale=64.0, margin=0.5, reduction="mean"):
     moved = cosines * math.cos(margin) - sines * math.sin(margin)
     moved = jnp.where(cosines > math.cos(math.pi - margin), moved, cosines - margin * math.sin(margin))
     cosines = jnp.where(positive, moved, cosines)
-    losses = _cross_entropy(scale * cosines, positive.astype(jnp.float32))
+    losses = sigmoid_binary_cross_entropy(scale * cosines, positive.astype(jnp.float32))
     return _elementwise(losses, positive | negative, reduction)
 
 
@@ -340,11 +345,6 @@ def _float32(logits, labels):
     return jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.float32)
 
 
-def _cross_entropy(logits, labels):
-    # Two terms, not softplus(s) - s y, which leaves only rounding errors of a well-fitted positive.
-    return labels * jax.nn.softplus(-logits) + (1 - labels) * jax.nn.softplus(logits)
-
-
 def _difference(logits, labels):
     """sigmoid(logits) - labels, without cancellation where the label is 0 or 1."""
     return (1 - labels) * jax.nn.sigmoid(logits) - labels * jax.nn.sigmoid(-logits)
@@ -366,11 +366,7 @@ def _rank_around_zero(logits, labels, known, axis):
 
 def _log_sum_exp(exponents, weights, axis):
     """log Σ weights e^exponents; -inf with gradient 0 where no weight is positive."""
-    counted = weights > 0
-    exponents = jnp.where(counted, exponents + jnp.log(jnp.where(counted, weights, 1)), -jnp.inf)
-    some = jnp.any(counted, axis, keepdims=True)
-    sums = jax.nn.logsumexp(jnp.where(some, exponents, 0), axis, keepdims=True)
-    return jnp.squeeze(jnp.where(some, sums, -jnp.inf), axis)
+    return jax.nn.logsumexp(exponents, axis, b=weights, where=weights > 0)
 
 
 def _elementwise(losses, known, reduction):

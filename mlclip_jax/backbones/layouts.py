@@ -14,7 +14,7 @@ from mlclip_jax.backbones.processing import (
     transformers_processor,
 )
 from mlclip_jax.backbones.transformer import ACTIVATIONS
-from mlclip_jax.backbones.weights import PICKLES, find_weights, read_json
+from mlclip_jax.backbones.weights import PICKLES, find_weights, read_json_object
 from mlclip_jax.errors import InputError
 
 # What, beside the weights and the config, decides an embedding.
@@ -70,14 +70,14 @@ def read_layout(checkpoint, *, positions="pooled"):
     """
     folder = checkpoint.folder
     path, open_clip_path = folder / "config.json", folder / "open_clip_config.json"
-    config = read_json(path) if path.is_file() or not open_clip_path.is_file() else {}
+    config = read_json_object(path) if path.is_file() or not open_clip_path.is_file() else {}
     candidates = []
     model_type = str(config.get("model_type"))
     if model_type in TRANSFORMERS_READERS:
         candidates.append(("model", TRANSFORMERS_READERS[model_type], path, config))
     if open_clip_path.is_file():
         read = functools.partial(_open_clip, name=checkpoint.name, positions=positions)
-        candidates.append(("open_clip_model", read, open_clip_path, read_json(open_clip_path)))
+        candidates.append(("open_clip_model", read, open_clip_path, read_json_object(open_clip_path)))
     elif "architecture" in config:
         candidates.append(("model", _timm, path, config))
     if not candidates:

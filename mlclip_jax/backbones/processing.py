@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 from PIL import Image
 
-from mlclip_jax.backbones.weights import read_json
+from mlclip_jax.backbones.weights import read_json_object
 from mlclip_jax.data.images import UnreadableImage, decode_image, read_image, upright_rgb
 from mlclip_jax.errors import InputError
 
@@ -128,9 +128,9 @@ def transformers_processor(folder, default_type):
     path = Path(folder) / "preprocessor_config.json"
     whole = Path(folder) / "processor_config.json"
     if not path.is_file() and whole.is_file():
-        path, config = whole, read_json(whole).get("image_processor")
+        path, config = whole, read_json_object(whole).get("image_processor")
     else:
-        config = read_json(path)
+        config = read_json_object(path)
 
     def make():
         kind = config.get("image_processor_type") or config.get("feature_extractor_type") or default_type
@@ -245,7 +245,7 @@ class Tokenizer:
 
     def _padding_of(self, folder):
         config_file = Path(folder) / "tokenizer_config.json"
-        config = read_json(config_file) if config_file.is_file() else {}
+        config = read_json_object(config_file) if config_file.is_file() else {}
         token = config.get("pad_token") or config.get("eos_token") or "<|endoftext|>"
         token = token.get("content") if isinstance(token, dict) else token
         padding = self._tokenizer.token_to_id(str(token))

@@ -1,16 +1,17 @@
 """Weights as safetensors, from a folder or the hub, every one of them accounted for."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mlclip_jax.errors import InputError
+from mlclip_jax.files import read_json
 
 # Backbones that come with the package, by name.
 BUILT_IN = {"scenes-clip": Path(__file__).parent / "scenes_clip"}
@@ -128,7 +129,7 @@ def find_weights(checkpoint, stem):
         return [whole]
     if not index.is_file():
         return []
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) and Path(name).name == name for name in weight_map.values()
     ):
@@ -143,18 +144,15 @@ def find_weights(checkpoint, stem):
     return shards
 
 
-def read_json(path):
+def read_json_object(path):
     """A JSON object from a checkpoint's file.
 
     Raises:
       InputError: the file is missing or no JSON object.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: a backbone's folder must hold it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read {path} as JSON: {error}") from error
+    if not Path(path).exists():
+        raise InputError(f"{path} is missing: a backbone's folder must hold it")
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__} where a JSON object was expected")
     return content
@@ -178,7 +176,7 @@ def load_parameters(paths, table, abstract, ignored=()):
       InputError: a file cannot be read, one of its keys has no place or comes twice, a parameter stays
         unfilled, or a shape differs; the names are listed.
     """
-    expected = _flatten(abstract)
+    expected = flatten_dict(abstract, sep="/")
     filled, unused = {}, []
     for path, key, array in _arrays(paths, ignored):
         targets, transform = _look_up(table, key)
@@ -205,7 +203,7 @@ def load_parameters(paths, table, abstract, ignored=()):
         raise InputError(
             f"{paths[0]} does not fit its config: {_listed(unused)} unused, {_listed(unfilled)} unfilled"
         )
-    return _unflatten(filled)
+    return unflatten_dict(filled, sep="/")
 
 
 def save_parameters(path, table, parameters):
@@ -222,7 +220,7 @@ def save_parameters(path, table, parameters):
         for key, target, transform in table
     ]
     arrays = {}
-    for target, array in _flatten(parameters).items():
+    for target, array in flatten_dict(parameters, sep="/").items():
         (key,), transform = _look_up(backwards, target)
         # safetensors stores memory as it lies, whatever the strides.
         arrays[key] = np.array(INVERSE[transform](np.asarray(array)), order="C")
@@ -287,25 +285,6 @@ def _look_up(table, key):
             targets = [targets] if isinstance(targets, str) else targets
             return [match.expand(target) for target in targets], transform
     return [], None
-
-
-def _flatten(tree, prefix=""):
-    flat = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= _flatten(value, f"{path}/") if isinstance(value, dict) else {path: value}
-    return flat
-
-
-def _unflatten(flat):
-    tree = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 def _listed(names, most=4):

@@ -6,9 +6,10 @@ from xml.etree import ElementTree
 import numpy as np
 
 from mlclip_jax.data.images import printable
-from mlclip_jax.data.sources import read_files, read_json, read_lines, read_text
+from mlclip_jax.data.sources import read_files, read_lines
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.errors import InputError
+from mlclip_jax.files import read_json, read_text
 
 VOC_LABELS = (
     "aeroplane",

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mlclip_jax.data.images import printable, read_file
 from mlclip_jax.errors import InputError
+from mlclip_jax.files import read_text
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -168,27 +169,3 @@ def read_lines(path):
     if not lines:
         raise InputError(f"{path} holds no line of text")
     return lines
-
-
-def read_text(path):
-    """A UTF-8 text file.
-
-    Raises:
-      InputError: the file cannot be read.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def read_json(path):
-    """The content of a JSON file.
-
-    Raises:
-      InputError: the file cannot be read.
-    """
-    try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path} as JSON: {error}") from error

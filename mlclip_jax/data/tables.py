@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mlclip_jax.data.sources import read_files, read_json, read_text
+from mlclip_jax.data.sources import read_files
 from mlclip_jax.errors import InputError
+from mlclip_jax.files import read_json, read_text
 
 # What tables call their columns, in order of preference; capitals, blanks and underscores make no difference.
 COLUMN_NAMES = {
