@@ -7,7 +7,7 @@ __all__ = ["InputError", "load", "load_backbone"]
 def __getattr__(name):
     # Imported on first use, so that `import mlclip_jax` and `mlclip --help` stay instant.
     if name == "load":
-        from mlclip_jax.predict import load
+        from mlclip_jax.runs import load
 
         return load
     if name == "load_backbone":

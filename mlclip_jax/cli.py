@@ -13,19 +13,22 @@ from mlclip_jax.errors import InputError, Preempted
 
 # Each command's module defines `define_flags(values, argv)` and `main(values)`.
 COMMANDS = {
-    "train": ("mlclip_jax.train", "train an adapter by a recipe, and score it"),
-    "evaluate": ("mlclip_jax.evaluate", "score trained adapters, with intervals, in one table"),
-    "pretrain": ("mlclip_jax.pretrain", "train a small CLIP on captioned images"),
-    "calibrate": ("mlclip_jax.calibrate", "fit a run's probabilities and thresholds to held-out images"),
-    "predict": ("mlclip_jax.predict", "label images with a trained adapter"),
-    "embed": ("mlclip_jax.features", "turn images or a file of texts into embeddings"),
-    "data describe": ("mlclip_jax.data.describe", "say what a dataset holds, and draw some of it"),
-    "scenes": ("mlclip_jax.data.scenes", "write images of the built-in world, with labels and captions"),
+    "train": ("mlclip_jax.commands.train", "train an adapter by a recipe, and score it"),
+    "evaluate": ("mlclip_jax.commands.evaluate", "score trained adapters, with intervals, in one table"),
+    "pretrain": ("mlclip_jax.commands.pretrain", "train a small CLIP on captioned images"),
+    "calibrate": (
+        "mlclip_jax.commands.calibrate",
+        "fit a run's probabilities and thresholds to held-out images",
+    ),
+    "predict": ("mlclip_jax.commands.predict", "label images with a trained adapter"),
+    "embed": ("mlclip_jax.commands.embed", "turn images or a file of texts into embeddings"),
+    "data describe": ("mlclip_jax.commands.describe", "say what a dataset holds, and draw some of it"),
+    "scenes": ("mlclip_jax.commands.scenes", "write images of the built-in world, with labels and captions"),
     "few_shot": (
-        "mlclip_jax.few_shot",
+        "mlclip_jax.commands.few_shot",
         "image adapters on few and on many images of the built-in world",
     ),
-    "demo": ("mlclip_jax.demo", "the main job on the built-in world, from images to a table"),
+    "demo": ("mlclip_jax.commands.demo", "the main job on the built-in world, from images to a table"),
 }
 RESTART = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
 USAGE = "\n".join(
@@ -94,8 +97,8 @@ def _run_command(name, arguments, until_the_end):
 
             compilation_cache.enable(wanted=values.compilation_cache)
         if "multihost" in values:
-            from mlclip_jax.interruptions import stop_at_once_when_told
-            from mlclip_jax.parallel import start_processes
+            from mlclip_jax.distributed.processes import start_processes
+            from mlclip_jax.training.interruptions import stop_at_once_when_told
 
             start_processes(values, independent=getattr(command, "INDEPENDENT_PROCESSES", False))
             until_the_end.enter_context(stop_at_once_when_told())

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from optax.losses import sigmoid_binary_cross_entropy
 
-from mlclip_jax.parallel import AXIS
+from mlclip_jax.distributed.sharding import AXIS
 from mlclip_jax.zero_shot import unit
 
 

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 from flax import nnx
 
 from mlclip_jax import recipes
-from mlclip_jax.adapters import ADAPTERS, TITLES, make_adapter, takes_other_labels
+from mlclip_jax.adapters import ADAPTERS, TITLES, make_adapter, reads_local, takes_other_labels
 from mlclip_jax.calibration import apply, read_calibration
-from mlclip_jax.checkpoints import Checkpoints, abstract, describe
-from mlclip_jax.data.embeddings import blocks, read_arrays, read_embeddings
+from mlclip_jax.distributed.sharding import gather_rows, make_mesh, own_rows, replicated
+from mlclip_jax.embeddings.embed import embed_names, encode_source
+from mlclip_jax.embeddings.labelled import backbone_of
+from mlclip_jax.embeddings.store import Embeddings, blocks, read_arrays, read_embeddings
 from mlclip_jax.errors import InputError
-from mlclip_jax.examples import backbone_of
-from mlclip_jax.features import embed_names
 from mlclip_jax.files import replacing
-from mlclip_jax.modules import merge_module, split_trainable
-from mlclip_jax.parallel import gather_rows, make_mesh, own_rows, replicated
+from mlclip_jax.nnx_boundary import merge_module, split_trainable
+from mlclip_jax.progress import progress_bar
 from mlclip_jax.texts.label_sets import check_label_names
+from mlclip_jax.training.checkpoints import Checkpoints, abstract, describe
 
 TRAINED_ON = "trained_on.npy"
 DRAWN = "drawn.npz"
@@ -82,16 +82,6 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
     if calibrated:
         run["calibration"] = read_calibration(workdir, digest_parameters(run))
     return run
-
-
-def define_checkpoint(values):
-    flags.DEFINE_enum(
-        "checkpoint",
-        "latest",
-        CHECKPOINTS,
-        "the latest, or the best of those that train.evaluate_every scored on the way",
-        flag_values=values,
-    )
 
 
 def write_drawn(workdir, frozen):
@@ -288,3 +278,103 @@ def row_hashes(vectors):
         hashes[start : start + len(block)] = np.frombuffer(b"".join(own), np.uint64)
         start += len(block)
     return hashes
+
+
+def load(workdir, *, backbone=None, checkpoint="latest"):
+    """Loads a trained run, to label images with.
+
+    Args:
+      workdir: folder of the run.
+      backbone: folder or name of the backbone that made the embeddings it was trained on; by default the one
+        that the run names.
+      checkpoint: see `runs.read_run`.
+
+    Returns:
+      A `Predictor`.
+
+    Raises:
+      InputError: the folder holds no run, or the backbone cannot be loaded or is another one.
+
+    Example:
+      >>> run = mlclip_jax.load("runs/demo/tai-seed0")
+      >>> probabilities = run.predict(["scene.jpg"])  # (1, K)
+      >>> [run.label_names[k] for k in (probabilities[0] >= run.thresholds).nonzero()[0]]
+      ['anchor', 'umbrella']
+    """
+    run = read_run(workdir, checkpoint=checkpoint)
+    return Predictor(run, load_backbone_for(run, backbone))
+
+
+class Predictor:
+    """A backbone and the adapter that was trained on it. Made by `load`.
+
+    Attributes:
+      label_names: K names.
+      thresholds: `(K,)`, the probability from which each label is predicted: `mlclip calibrate`'s, or 0.5.
+      backbone: the `Backbone`.
+    """
+
+    def __init__(self, run, backbone):
+        self.label_names = run["class_texts"].names
+        self.thresholds = thresholds_of(run)
+        self.backbone = backbone
+        self._run = run
+
+    def predict(self, images):
+        """The probability of every label in every image.
+
+        Args:
+          images: list of paths, `PIL.Image`s or uint8 arrays (h, w, 3).
+
+        Returns:
+          float32 `(len(images), K)`: calibrated, if the run is; else the sigmoid of the adapter's logits.
+
+        Raises:
+          InputError: an image cannot be read; it is named.
+        """
+        local = reads_local(self._run["config"].adapter)
+        encoded = self.backbone.encode_images(images, local=local)
+        images = Embeddings(encoded.embeddings, local=encoded.local) if local else Embeddings(encoded)
+        return probabilities_of(self._run, scores_of(self._run, images))
+
+    def predict_source(self, source, skipped, *, num_workers=0):
+        """The same for a `Source` of any size: images are read and decoded while others are computed.
+
+        Args:
+          source: a `Source`.
+          skipped: a `Skipped`, to which images that cannot be read are added.
+          num_workers: see `pipeline.read_batches`.
+
+        Returns:
+          The indices of the n images that could be read, and their probabilities, float32 `(n, K)`.
+        """
+        local = reads_local(self._run["config"].adapter)
+        batches = encode_source(
+            self.backbone, source, range(len(source)), skipped, local=local, num_workers=num_workers
+        )
+        kept, probabilities = [], []
+        with progress_bar(len(source), "labelling", "images") as bar:
+            for indices, (vectors, *rest) in batches:
+                images = Embeddings(vectors, local=rest[0] if local else None)
+                there = indices >= 0
+                kept.append(indices[there])
+                probabilities.append(probabilities_of(self._run, scores_of(self._run, images))[there])
+                bar.update(int(there.sum()))
+        return np.concatenate(kept), np.concatenate(probabilities)
+
+    def with_labels(self, label_names):
+        """This run with other labels than it was trained on: zero-shot transfer.
+
+        Args:
+          label_names: names, put into the same sentence as those that it was trained on.
+
+        Returns:
+          A `Predictor`, uncalibrated.
+
+        Raises:
+          InputError: its adapter knows no labels but its own; MLD and ML-Decoder with text queries do.
+
+        Example:
+          >>> probabilities = run.with_labels(["cat", "kitten"]).predict(["cat.jpg"])  # (1, 2)
+        """
+        return Predictor(carry_over(self._run, label_names, self.backbone), self.backbone)

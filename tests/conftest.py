@@ -39,9 +39,10 @@ settings.load_profile("steady")
 
 # Files whose tests take longest, by `--durations=0`, which start first: a last long one would run alone.
 LONGEST = """
-e2e/test_processes.py test_image_adapters.py test_train.py test_pretrain.py test_faults.py test_launchers.py
-e2e/test_kill.py parity/test_towers_parity.py backbones/test_towers.py test_streaming.py test_demo.py
-test_lowering.py test_compilation_cache.py e2e/test_kill_embed.py backbones/test_hub.py e2e/test_first_run.py
+e2e/test_processes.py training/test_image_adapters.py training/test_train.py training/test_pretrain.py
+training/test_faults.py test_launchers.py e2e/test_kill.py parity/test_towers_parity.py
+backbones/test_towers.py training/test_streaming.py experiments/test_demo.py training/test_lowering.py
+test_compilation_cache.py e2e/test_kill_embed.py backbones/test_hub.py e2e/test_first_run.py
 adapters/test_adapters.py
 """.split()
 
@@ -53,6 +54,8 @@ jax.monitoring.register_event_duration_secs_listener(
 
 
 def pytest_collection_modifyitems(items):
+    missing = [name for name in LONGEST if not (Path(__file__).parent / name).is_file()]
+    assert not missing, f"no such files of tests: {missing}"
     places = {str(Path(__file__).parent / name): place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(str(item.path), len(places)))
 

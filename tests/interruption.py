@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from mlclip_jax.log import Log
+from mlclip_jax.training.metric_log import Log
 
 
 @contextlib.contextmanager

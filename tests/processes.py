@@ -22,7 +22,7 @@ run()
 # A preamble for what is to be told to stop: however fast the machine, it is still at its steps by then.
 SLOWLY = """
 import time
-from mlclip_jax.log import Log
+from mlclip_jax.training.metric_log import Log
 def add_slowly(self, step, metrics, add=Log.add):
     time.sleep(0.2)
     add(self, step, metrics)

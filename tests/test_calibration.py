@@ -16,7 +16,7 @@ from small_world import LABELS, train_arguments, write_embeddings
 from mlclip_jax import InputError, calibration
 from mlclip_jax.calibration import METHODS, RULES, apply, cross_validated, fit
 from mlclip_jax.cli import main
-from mlclip_jax.examples import read_images
+from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.runs import probabilities_of, read_run, scores_of
 
 GENERATOR = np.random.default_rng(0)

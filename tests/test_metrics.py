@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlclip_jax import metrics
+from mlclip_jax.distributed.sharding import make_mesh, split_rows
 from mlclip_jax.metrics import (
     PROTOCOLS,
     average_precision,
     bootstrap_mean_average_precision,
     mean_average_precision,
 )
-from mlclip_jax.parallel import make_mesh, split_rows
 
 # Few distinct scores, so that most examples are tied.
 tied_scores = st.sampled_from([-1.5, -0.0, 0.0, 1e-40, 0.25, 1.0, 3e38])

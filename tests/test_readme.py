@@ -11,14 +11,15 @@ import pytest
 from absl.flags import FlagValues
 from flax import nnx
 
-from mlclip_jax import InputError, calibrate, metrics, recipes
+from mlclip_jax import InputError, metrics, recipes
 from mlclip_jax.adapters import ADAPTERS, make_adapter
 from mlclip_jax.calibration import METHODS, RULES
 from mlclip_jax.cli import COMMANDS
+from mlclip_jax.commands import calibrate
 from mlclip_jax.configs import ml_decoder, mmm_clip, tai
 from mlclip_jax.data.datasets import FORMATS, open_images
 from mlclip_jax.losses import LOSSES, constants
-from mlclip_jax.modules import split_trainable
+from mlclip_jax.nnx_boundary import split_trainable
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

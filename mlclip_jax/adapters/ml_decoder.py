@@ -15,7 +15,7 @@ from mlclip_jax.adapters.layers import (
     layer_norm,
     linear,
 )
-from mlclip_jax.modules import Frozen
+from mlclip_jax.nnx_boundary import Frozen
 
 QUERIES = ("frozen", "learnt", "text")
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlclip_jax.adapters.layers import DecoderBlock, Logits, fold_in, image_tokens, standardised_cosines
-from mlclip_jax.modules import Frozen
+from mlclip_jax.nnx_boundary import Frozen
 from mlclip_jax.zero_shot import unit
 
 READOUTS = ("projection", "mean")

@@ -18,9 +18,9 @@ from mlclip_jax.backbones.convolution import fold_norms
 from mlclip_jax.backbones.layouts import read_layout
 from mlclip_jax.backbones.processing import DECODES, RESIZES
 from mlclip_jax.backbones.weights import find_checkpoint, fingerprint, load_parameters
+from mlclip_jax.distributed.sharding import make_mesh, replicated, split_rows, split_widest
 from mlclip_jax.errors import InputError
-from mlclip_jax.modules import abstract_module, merge_module
-from mlclip_jax.parallel import make_mesh, replicated, split_rows, split_widest
+from mlclip_jax.nnx_boundary import abstract_module, merge_module
 from mlclip_jax.progress import note, progress_bar
 
 # transformers would advise to install torch, which nothing here needs.

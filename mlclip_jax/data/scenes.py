@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
 from mlclip_jax.data.sources import Example
@@ -62,7 +61,6 @@ OTHER_ICONS = {
 }
 LABELS = tuple(ICONS)
 OTHER_LABELS = tuple(OTHER_ICONS)
-
 # What adapters are trained on, and more.
 CAPTIONS = (
     *TEMPLATES,
@@ -246,38 +244,6 @@ def write_scenes(scenes, folder):
             Image.fromarray(scene.image).save(folder / "images" / name, quality=95, subsampling=0)
             present = [scenes.label_names[label] for label in np.flatnonzero(scene.labels)]
             table.writerow([name, "|".join(present), scene.caption])
-
-
-# What `--labels` means.
-LABEL_SETS = {"first": LABELS, "other": OTHER_LABELS, "all": LABELS + OTHER_LABELS}
-
-
-def main(values):
-    """mlclip scenes --output=FOLDER [--number=1000] [--seed=0] [--labels=first]"""
-    given = {name: values[name].value for name in Difficulty._fields}
-    scenes = Scenes(
-        values.seed,
-        values.number,
-        label_names=LABEL_SETS[values.labels],
-        side=values.side,
-        difficulty=Difficulty(**given),
-        partial=values.partial,
-    )
-    write_scenes(scenes, values.output)
-    print(f"{values.output}: {len(scenes)} scenes in images/, their labels and captions in labels.csv")
-
-
-def define_flags(values, _):
-    flags.DEFINE_string("output", None, "folder to write, made if it is missing", flag_values=values)
-    flags.DEFINE_integer("number", 1000, "how many scenes", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "which scenes", flag_values=values)
-    flags.DEFINE_enum("labels", "first", list(LABEL_SETS), "which objects", flag_values=values)
-    flags.DEFINE_integer("side", 64, "of the images, in pixels", flag_values=values)
-    flags.DEFINE_float("partial", 0.5, "fraction of captions that name only some objects", flag_values=values)
-    for name, default in DEFAULT._asdict().items():
-        define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_float
-        define(name, default, "difficulty, see data/scenes.py", flag_values=values)
-    flags.mark_flag_as_required("output", values)
 
 
 def _blend(image, mask, top, left, colour):

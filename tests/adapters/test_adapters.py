@@ -8,7 +8,7 @@ from flax import nnx
 
 from mlclip_jax import InputError
 from mlclip_jax.adapters import ADAPTERS, TITLES, make_adapter, reads_local, takes_other_labels
-from mlclip_jax.modules import merge_module, split_trainable
+from mlclip_jax.nnx_boundary import merge_module, split_trainable
 
 GENERATOR = np.random.default_rng(0)
 CLASS_TEXTS = GENERATOR.normal(size=(5, 16)).astype(np.float32)

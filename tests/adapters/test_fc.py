@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from mlclip_jax.adapters.fc import TEXTS, FCAdapter
-from mlclip_jax.modules import split_trainable
+from mlclip_jax.nnx_boundary import split_trainable
 
 GENERATOR = np.random.default_rng(0)
 EMBEDDINGS = GENERATOR.normal(size=(3, 6)).astype(np.float32)

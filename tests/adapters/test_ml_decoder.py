@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mlclip_jax.adapters.ml_decoder import QUERIES, MLDecoder
-from mlclip_jax.modules import split_trainable
+from mlclip_jax.nnx_boundary import split_trainable
 
 GENERATOR = np.random.default_rng(0)
 EMBEDDINGS = GENERATOR.normal(size=(2, 16)).astype(np.float32)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mlclip_jax.adapters.mmm_mld import MLDAdapter
 from mlclip_jax.losses import binary_cross_entropy
-from mlclip_jax.modules import merge_module, split_trainable
+from mlclip_jax.nnx_boundary import merge_module, split_trainable
 
 GENERATOR = np.random.default_rng(0)
 CLASS_TEXTS = GENERATOR.normal(size=(5, 16)).astype(np.float32)

@@ -7,7 +7,7 @@ from flax import nnx
 
 from mlclip_jax.adapters.layers import dropout
 from mlclip_jax.adapters.tai import TaIAdapter
-from mlclip_jax.modules import split_trainable
+from mlclip_jax.nnx_boundary import split_trainable
 
 
 def texts(num_labels, width):

@@ -23,7 +23,7 @@ from mlclip_jax.backbones.convolution import fold_norms
 from mlclip_jax.backbones.layouts import read_layout
 from mlclip_jax.backbones.transformer import attention_implementation
 from mlclip_jax.backbones.weights import find_checkpoint, load_parameters
-from mlclip_jax.modules import abstract_module, merge_module
+from mlclip_jax.nnx_boundary import abstract_module, merge_module
 
 GOLDEN = ENTRIES.with_name("towers_golden.npz")
 SMALL = [case for case in CASES if not case.startswith("timm")]  # the others are as large as they really are

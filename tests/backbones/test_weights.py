@@ -19,7 +19,7 @@ from mlclip_jax import InputError
 from mlclip_jax.backbones.layouts import read_layout
 from mlclip_jax.backbones.weights import find_checkpoint, fingerprint, load_parameters
 from mlclip_jax.cli import main
-from mlclip_jax.modules import abstract_module
+from mlclip_jax.nnx_boundary import abstract_module
 
 
 @pytest.fixture

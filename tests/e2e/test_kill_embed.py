@@ -8,7 +8,7 @@ from PIL import Image
 from processes import finish, kill_when, outputs_of, start, wait_until
 from tiny_clip import write_clip
 
-from mlclip_jax.data.embeddings import read_embeddings
+from mlclip_jax.embeddings.store import read_embeddings
 
 NUMBER = 360
 

@@ -10,12 +10,12 @@ from processes import finish_together
 from small_world import train_arguments, write_embeddings
 
 from mlclip_jax.adapters import make_adapter
-from mlclip_jax.checkpoints import Checkpoints
 from mlclip_jax.configs import ml_decoder
-from mlclip_jax.loop import initial_state
-from mlclip_jax.modules import split_trainable
-from mlclip_jax.parallel import make_mesh, place, replicated
-from mlclip_jax.train import make_optimizer
+from mlclip_jax.distributed.sharding import make_mesh, place, replicated
+from mlclip_jax.nnx_boundary import split_trainable
+from mlclip_jax.training.checkpoints import Checkpoints
+from mlclip_jax.training.optimizers import make_optimizer
+from mlclip_jax.training.step import initial_state
 
 pytestmark = pytest.mark.slow
 FROZEN = {"name": "overheads", "revision": "", "sha256": "0" * 64}

@@ -26,23 +26,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 600  # seconds; a mutant may never end
-ADAPTERS = "adapters test_image_adapters.py"
+ADAPTERS = "adapters training/test_image_adapters.py"
+TRAINING = "training/test_train.py training/test_faults.py training/test_streaming.py distributed"
 TESTS = {  # of each file that is mutated, those that should notice, in the order in which they run
     "losses.py": "test_losses.py",
     "metrics.py": "test_metrics.py",
     "calibration.py": "test_calibration.py",
-    "perturbation.py": "test_perturbation.py test_train.py",
+    "perturbation.py": "test_perturbation.py training/test_train.py",
     "adapters/fc.py": ADAPTERS,
     "adapters/layers.py": ADAPTERS,
     "adapters/ml_decoder.py": ADAPTERS,
     "adapters/mmm_mld.py": ADAPTERS,
-    "adapters/tai.py": ADAPTERS + " test_train.py",
-    "train.py": "test_train.py test_image_adapters.py test_label_shards.py test_faults.py",
-    "loop.py": "test_train.py test_faults.py test_streaming.py test_label_shards.py",
-    "checkpoints.py": "test_checkpoints.py test_faults.py",
-    "shards.py": "test_shards.py",
+    "adapters/tai.py": ADAPTERS + " training/test_train.py",
+    **dict.fromkeys(("training/train.py", "training/step.py", "training/loop.py"), TRAINING),
+    "training/checkpoints.py": "training/test_checkpoints.py training/test_faults.py",
+    "embeddings/shards.py": "embeddings/test_shards.py",
     "data/splits.py": "data/test_splits.py data/test_datasets.py",
-    "data/pipeline.py": "data/test_pipeline.py test_streaming.py",
+    "data/pipeline.py": "data/test_pipeline.py training/test_streaming.py",
 }
 
 COMPARISONS = {

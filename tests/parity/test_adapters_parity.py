@@ -7,7 +7,7 @@ from flax import nnx
 
 from mlclip_jax.adapters.ml_decoder import MLDecoder
 from mlclip_jax.adapters.mmm_mld import MLDAdapter
-from mlclip_jax.modules import merge_module, split_trainable
+from mlclip_jax.nnx_boundary import merge_module, split_trainable
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity

@@ -13,7 +13,7 @@ from tiny_clip import VIT_B_32, read_merges, write_clip
 import mlclip_jax
 from mlclip_jax.data.pipeline import OnceOrder, Skipped, read_batches
 from mlclip_jax.data.sources import read_folder
-from mlclip_jax.features import encode_source
+from mlclip_jax.embeddings.embed import encode_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity, needs_real_data]
 RUNS = 5  # in turn; what counts are the medians

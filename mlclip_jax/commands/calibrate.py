@@ -1,0 +1,111 @@
+"""Makes a run's probabilities right, and finds thresholds: `mlclip calibrate --workdir=RUN --images=...`."""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from mlclip_jax.adapters import reads_local
+from mlclip_jax.calibration import (
+    FILE,
+    FOLDS,
+    METHODS,
+    RULES,
+    cross_validated,
+    fit,
+    fittable,
+    write_calibration,
+)
+from mlclip_jax.commands.flags import define_checkpoint, define_max_skipped
+from mlclip_jax.embeddings.labelled import read_images
+from mlclip_jax.errors import InputError
+from mlclip_jax.report import markdown_table
+from mlclip_jax.runs import (
+    EMBEDDED,
+    count_trained_on,
+    digest_parameters,
+    load_backbone_for,
+    read_run,
+    row_hashes,
+    scores_of,
+)
+
+
+def main(values):
+    """mlclip calibrate --workdir=RUN (--embeddings=FILE | --images=FOLDER) [--labels=FILE] ..."""
+    if (values.rule in ("precision", "recall")) != (values.target is not None):
+        raise InputError("--target=0.9 goes with --rule=precision and --rule=recall, and these need it")
+    if values.target == 0:
+        raise InputError("--target=0 is reached by everything; give a precision or recall above it")
+    run = read_run(values.workdir, calibrated=False, checkpoint=values.checkpoint)
+    source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
+    local = reads_local(run["config"].adapter)
+    images = read_images(
+        source,
+        run["class_texts"],
+        lambda: load_backbone_for(run),
+        run["workdir"] / EMBEDDED,
+        purpose="calibrate on",
+        local=local,
+        max_skipped=values.max_skipped,
+    )
+    seen = count_trained_on(run, images)
+    if seen:
+        raise InputError(
+            f"{seen} of the {len(images.vectors)} images were trained on, where every probability looks "
+            "right; calibrate on others"
+        )
+    if len(images.vectors) < 2:
+        raise InputError(f"{images.origin['split']} holds one image; a calibration needs many")
+    logits = np.asarray(scores_of(run, images))
+    before, after = cross_validated(logits, images.labels, values.method, values.rule, values.target)
+    calibration = fit(logits, images.labels, values.method, values.rule, values.target)
+    settings = {name: values[name].value for name in ("method", "rule", "target")}
+    origin = {"parameters": digest_parameters(run), "split": images.origin["split"]}
+    calibration = calibration._replace(fitted_on=row_hashes(images.vectors))
+    write_calibration(values.workdir, calibration, origin | settings | {"before": before, "after": after})
+    _print(run["class_texts"].names, images, calibration, before, after)
+    print(f"\n{Path(values.workdir) / FILE}: `mlclip predict` and `mlclip evaluate` use it from now on")
+
+
+def _print(label_names, images, calibration, before, after):
+    names = list(before)
+    rows = [
+        [when, *(f"{100 * figures[name]:.1f}" for name in names)]
+        for when, figures in (("plain sigmoid, threshold 0.5", before), ("calibrated", after))
+    ]
+    folds = min(FOLDS, len(images.vectors))
+    print(f"{len(images.vectors)} images, {images.origin['split']}; percent; calibrated: over {folds} folds")
+    print(f"\n{markdown_table(['', *names], rows)}")
+    left_alone = [name for name, fits in zip(label_names, fittable(images.labels)) if not fits]
+    flat = [name for name, slope in zip(label_names, calibration.slopes) if slope == 0]
+    never = [name for name, t in zip(label_names, calibration.thresholds) if np.isinf(t)]
+    for listed, what in (
+        (left_alone, "are not both present and absent there, and stay as they were"),
+        (flat, "fall with their logits there, and get the same probability for every image"),
+        (never, "never reach the target, and are never predicted"),
+    ):
+        if listed:
+            print(f"{len(listed)} labels {what}: {', '.join(listed)}")
+
+
+def define_flags(values, _):
+    flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
+    define_checkpoint(values)
+    flags.DEFINE_string(
+        "embeddings", None, "embeddings of held-out images, a file or a folder", flag_values=values
+    )
+    flags.DEFINE_string("images", None, "or a folder or dataset of held-out images", flag_values=values)
+    flags.DEFINE_string("labels", None, "table of their labels", flag_values=values)
+    flags.DEFINE_enum("method", "platt", list(METHODS), "how probabilities are fitted", flag_values=values)
+    flags.DEFINE_enum("rule", "f1", list(RULES), "how thresholds are chosen", flag_values=values)
+    flags.DEFINE_float(
+        "target",
+        None,
+        "precision or recall that --rule is to reach",
+        lower_bound=0,
+        upper_bound=1,
+        flag_values=values,
+    )
+    define_max_skipped(values)
+    flags.mark_flag_as_required("workdir", values)

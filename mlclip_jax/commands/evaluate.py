@@ -1,0 +1,55 @@
+"""Scores trained adapters against plain cosine: `mlclip evaluate --workdir=RUN[,RUN...]`."""
+
+import functools
+
+from absl import flags
+
+from mlclip_jax import metrics
+from mlclip_jax.adapters import reads_local
+from mlclip_jax.commands.flags import define_checkpoint, define_max_skipped
+from mlclip_jax.comparison import compare, print_comparison
+from mlclip_jax.data.sources import read_lines
+from mlclip_jax.embeddings.labelled import read_images
+from mlclip_jax.runs import (
+    EMBEDDED,
+    carry_over,
+    load_backbone_for,
+    read_run,
+)
+
+
+def main(values):
+    """mlclip evaluate --workdir=RUN[,RUN...] [--embeddings=FILE | --images=FOLDER] [--labels=FILE] ..."""
+    workdirs = [workdir for given in values.workdir for workdir in given.split(",")]
+    runs = [read_run(workdir, checkpoint=values.checkpoint) for workdir in workdirs]
+    config = runs[0]["config"]
+    load_backbone = functools.cache(lambda: load_backbone_for(runs[0]))
+    if values.classes:
+        names = read_lines(values.classes)
+        runs = [carry_over(run, names, load_backbone()) for run in runs]
+    source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
+    if not (values.embeddings or values.images):  # the images of the run, perhaps with other labels
+        source = {**config.evaluation, "labels": values.labels or config.evaluation.labels}
+    local = any(reads_local(run["config"].adapter) for run in runs)
+    folder = runs[0]["workdir"] / EMBEDDED
+    class_texts, allowed = runs[0]["class_texts"], values.max_skipped
+    images = read_images(source, class_texts, load_backbone, folder, local=local, max_skipped=allowed)
+    print_comparison(compare(runs, images, values.bootstrap, values.protocol))
+
+
+def define_flags(values, _):
+    flags.DEFINE_multi_string("workdir", None, "folders of runs, separated by commas", flag_values=values)
+    flags.DEFINE_string("embeddings", None, "embeddings of images, a file or a folder", flag_values=values)
+    flags.DEFINE_string("images", None, "or a folder of images, or a dataset", flag_values=values)
+    flags.DEFINE_string("labels", None, "table of their labels", flag_values=values)
+    flags.DEFINE_string(
+        "classes",
+        None,
+        "text file, a label per line: score these labels, not the run's own, with an adapter that reads them",
+        flag_values=values,
+    )
+    define_checkpoint(values)
+    flags.DEFINE_enum("protocol", "ap", list(metrics.PROTOCOLS), "of average precision", flag_values=values)
+    flags.DEFINE_integer("bootstrap", 1000, "resamples of the intervals", lower_bound=1, flag_values=values)
+    define_max_skipped(values)
+    flags.mark_flag_as_required("workdir", values)

@@ -1,0 +1,52 @@
+"""The flags that several commands have."""
+
+from absl import flags
+
+from mlclip_jax.data.pipeline import MAX_SKIPPED
+from mlclip_jax.runs import CHECKPOINTS
+
+
+def define_process_flags(values):
+    flags.DEFINE_boolean(
+        "multihost",
+        False,
+        "be one of several processes, as TPU pods, SLURM, Kubernetes and MPI tell",
+        flag_values=values,
+    )
+    flags.DEFINE_string("coordinator", None, "or as told here: HOST:PORT of process 0", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many there are", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "process_id", None, "which of them this is, from 0", lower_bound=0, flag_values=values
+    )
+
+
+def define_max_skipped(values):
+    flags.DEFINE_float(
+        "max_skipped",
+        MAX_SKIPPED,
+        "fraction of the images that may be unreadable",
+        lower_bound=0,
+        upper_bound=1,
+        flag_values=values,
+    )
+
+
+def define_reading_flags(values):
+    define_max_skipped(values)
+    flags.DEFINE_integer(
+        "num_workers",
+        0,
+        "processes that read and decode in place of threads",
+        lower_bound=0,
+        flag_values=values,
+    )
+
+
+def define_checkpoint(values):
+    flags.DEFINE_enum(
+        "checkpoint",
+        "latest",
+        CHECKPOINTS,
+        "the latest, or the best of those that train.evaluate_every scored on the way",
+        flag_values=values,
+    )

@@ -1,0 +1,149 @@
+"""Labels images with a trained run: `mlclip predict --workdir=RUN --images=FOLDER --output=X.csv`."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from mlclip_jax.commands.flags import define_checkpoint, define_reading_flags
+from mlclip_jax.data.datasets import FORMATS as DATASETS
+from mlclip_jax.data.datasets import open_images
+from mlclip_jax.data.images import decode_image, printable, read_file
+from mlclip_jax.data.pipeline import Skipped
+from mlclip_jax.data.sources import Source, list_images, read_lines
+from mlclip_jax.embeddings.embed import report
+from mlclip_jax.errors import InputError
+from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.report import draw_predictions
+from mlclip_jax.runs import (
+    load,
+)
+
+DRAWN = 48  # images in a picture, at most
+FORMATS = (".csv", ".jsonl")
+
+
+def main(values):
+    """mlclip predict --workdir=RUN --images=FILE_OR_FOLDER --output=FILE.csv [--picture=FILE.png]"""
+    _check_outputs(values)
+    source = find_images(values.images)
+    predictor = load(values.workdir, backbone=values.backbone, checkpoint=values.checkpoint)
+    if values.classes:
+        predictor = predictor.with_labels(read_lines(values.classes))
+    skipped = Skipped(source.names, Path(f"{values.output}.skipped.jsonl"), values.max_skipped)
+    kept, probabilities = predictor.predict_source(source, skipped, num_workers=values.num_workers)
+    thresholds = predictor.thresholds
+    if values.threshold is not None:
+        thresholds = np.full_like(thresholds, values.threshold)
+    names = [source.names[i] for i in kept]
+    write_predictions(values.output, names, probabilities, predictor.label_names, thresholds)
+    skipped.write()
+    report(source, skipped)
+    print(f"{len(names)} images, {len(predictor.label_names)} labels: {values.output}")
+    if values.picture:
+        images = [_thumbnail(source.read(i)) for i in kept[:DRAWN]]
+        draw_predictions(
+            values.picture, images, probabilities[:DRAWN], predictor.label_names, thresholds=thresholds
+        )
+        print(f"the first {len(images)} of them, drawn: {values.picture}")
+
+
+def find_images(given):
+    """Image files, as given or below the folders given, as one `Source`; or a dataset, alone.
+
+    Raises:
+      InputError: one of them is neither file nor folder, or a folder holds no image.
+    """
+    if any(":" in name and name.split(":")[0] in DATASETS for name in given):
+        if len(given) > 1:
+            raise InputError("give a dataset alone, or any number of files and folders")
+        return open_images(given[0])
+    files, others = [], 0
+    for name in given:
+        if not name:
+            raise InputError("an empty name among the images")
+        path = Path(name)
+        if path.is_file():
+            files.append(path)
+            continue
+        images, rest = list_images(path)
+        files += images
+        others += len(rest)
+    remarks = [f"{others} files in the folders are no images and were left out"] if others else []
+    return Source("images", map(printable, files), lambda i: read_file(files[i]), remarks=remarks)
+
+
+def write_predictions(path, files, probabilities, label_names, thresholds):
+    """Writes a row for each file: its name, the labels that reach the threshold, every label's probability.
+
+    Args:
+      path: ends in `.csv` (labels joined by `|`, a column for each label) or `.jsonl` (an object per line,
+        with `file`, `labels` and `probabilities`).
+      files: N names.
+      probabilities: `(N, K)`.
+      label_names: K names.
+      thresholds: `(K,)`; a label is predicted where its probability reaches its own.
+    """
+    path = Path(path)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as output:
+        if path.suffix == ".csv":
+            table = csv.writer(output)
+            table.writerow(["file", "labels", *label_names])
+        for file, row in zip(files, probabilities):
+            present = [name for name, p, t in zip(label_names, row, thresholds) if p >= t]
+            if path.suffix == ".csv":
+                table.writerow([file, "|".join(present), *(f"{p:.4f}" for p in row)])
+            else:
+                every = {name: round(float(p), 4) for name, p in zip(label_names, row)}
+                line = {"file": str(file), "labels": present, "probabilities": every}
+                output.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _check_outputs(values):
+    """What cannot be written is known before the work is done, not after."""
+    if Path(values.output).suffix not in FORMATS:
+        raise InputError(f"cannot write {values.output}: its name must end in {' or '.join(FORMATS)}")
+    if values.picture and Path(values.picture).suffix != ".png":
+        raise InputError(f"cannot draw {values.picture}: its name must end in .png")
+    for path in filter(None, (values.output, values.picture)):
+        make_folder(Path(path).parent)
+
+
+def _thumbnail(data, side=192):
+    image = decode_image(data)
+    image.thumbnail((side, side))
+    return image
+
+
+def define_flags(values, _):
+    flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
+    define_checkpoint(values)
+    flags.DEFINE_multi_string(
+        "images",
+        None,
+        "image files and folders, each a flag of its own; or a dataset",
+        flag_values=values,
+    )
+    flags.DEFINE_string("output", None, ".csv or .jsonl file to write", flag_values=values)
+    flags.DEFINE_string("picture", None, f".png to draw the first {DRAWN} images in", flag_values=values)
+    flags.DEFINE_float(
+        "threshold",
+        None,
+        "probability from which a label is predicted; by default that of mlclip calibrate, or 0.5",
+        lower_bound=0,
+        upper_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "classes",
+        None,
+        "text file, a label per line: these labels, not the run's own, with an adapter that reads them",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "backbone", None, "folder or name of a backbone, unless the run names it", flag_values=values
+    )
+    define_reading_flags(values)
+    flags.mark_flags_as_required(["workdir", "images", "output"], values)

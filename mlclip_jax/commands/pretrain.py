@@ -1,0 +1,22 @@
+"""Trains a small CLIP on captioned images: `mlclip pretrain --config=RECIPE --workdir=FOLDER`."""
+
+import json
+
+from absl import flags
+
+from mlclip_jax import recipes
+from mlclip_jax.commands.flags import define_process_flags
+from mlclip_jax.training.pretrain import pretrain
+
+
+def main(values):
+    """mlclip pretrain --config=RECIPE --workdir=FOLDER [--config.key=value ...]"""
+    figures = pretrain(values.config, values.workdir)
+    print(f"{values.workdir}/clip: {json.dumps(figures)}")
+
+
+def define_flags(values, argv):
+    recipes.define_config(values, argv)
+    flags.DEFINE_string("workdir", None, "folder of this run, made if it is missing", flag_values=values)
+    define_process_flags(values)
+    flags.mark_flag_as_required("workdir", values)

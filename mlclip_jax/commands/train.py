@@ -1,0 +1,19 @@
+"""Trains an adapter by a recipe: `mlclip train --config=RECIPE --workdir=FOLDER`."""
+
+from absl import flags
+
+from mlclip_jax import recipes
+from mlclip_jax.commands.flags import define_process_flags
+from mlclip_jax.training.train import train
+
+
+def main(values):
+    """mlclip train --config=RECIPE[:variant] --workdir=FOLDER [--config.key=value ...]"""
+    train(values.config, values.workdir)
+
+
+def define_flags(values, argv):
+    recipes.define_config(values, argv)
+    flags.DEFINE_string("workdir", None, "folder of this run, made if it is missing", flag_values=values)
+    define_process_flags(values)
+    flags.mark_flag_as_required("workdir", values)

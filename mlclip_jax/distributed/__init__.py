@@ -1,0 +1,1 @@
+"""Devices and processes: how one per-device function runs on all of them."""

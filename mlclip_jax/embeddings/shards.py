@@ -1,0 +1,236 @@
+"""Embeddings as a folder of shards: written whole or not at all, going on where it was stopped."""
+
+import contextlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from mlclip_jax import __version__
+from mlclip_jax.data.pipeline import Skipped
+from mlclip_jax.embeddings.store import (
+    LABELS,
+    LOCAL,
+    MANIFEST,
+    METADATA,
+    TEXTS,
+    read_manifest,
+    refused_parquet,
+    shard_path,
+)
+from mlclip_jax.errors import InputError
+from mlclip_jax.files import locked, make_folder, replacing
+from mlclip_jax.progress import note, progress_bar
+
+SHARD_ROWS, SHARD_BYTES = 4096, 1 << 28  # of a shard, at most; what a kill loses is computed again
+SKIPPED = "skipped.jsonl"
+
+
+def describe_work(kind, origin, title, folder, digest, number):
+    """The beginning of a manifest."""
+    return {
+        "version": 1,
+        "kind": kind,
+        "origin": origin,
+        "source": title,
+        "folder": folder,
+        "digest": digest,
+        "examples": number,
+    }
+
+
+def write_shards(
+    folder,
+    description,
+    width,
+    batch_size,
+    encode,
+    skipped,
+    *,
+    labels=None,
+    captions=None,
+    shard_rows=SHARD_ROWS,
+):
+    """Writes the shards that are missing, and the manifest once none is.
+
+    Args:
+      folder: to write; it may hold the beginning of the same work, and no other.
+      description: of the work, from `describe_work`, and `dtype`, `local`, `label_names`, `remarks`.
+      width: numbers of a row.
+      batch_size: examples that `encode` yields at once, which must not fall into two shards.
+      encode: `encode(indices)` yields indices, -1 for none, and the outputs, in the order of the indices.
+      skipped: a `Skipped`, with the names of all examples.
+      labels: int8 (N, K), where there are `label_names`.
+      captions: of the images, N strings, or None.
+      shard_rows: examples of a shard, at most.
+
+    Raises:
+      InputError: the folder holds other work, or cannot be written; or a value is too large for the `dtype`.
+    """
+    known = skipped.names, labels, captions
+    folder, number = Path(folder), description["examples"]
+    row_bytes = width * jnp.dtype(description["dtype"]).itemsize
+    rows = max(1, min(shard_rows, SHARD_BYTES // row_bytes) // batch_size) * batch_size
+    make_folder(folder)
+    process, num_processes = jax.process_index(), jax.process_count()
+    with locked(folder, process):
+        manifest = _begin(folder, description | {"shard_rows": rows})
+        rows = description["shard_rows"] = manifest["shard_rows"]
+        shards = range(-(-number // rows))
+        if manifest["complete"]:
+            note(f"{folder}: all {number} were embedded before")
+            for shard in shards:
+                skipped.add(_read_skipped(folder, shard))
+            return
+        if rows % batch_size:
+            raise InputError(
+                f"{folder} was begun with shards of {rows}, which batches of {batch_size} do not fill; "
+                "give the --batch_size of before"
+            )
+        own = {s: range(s * rows, min((s + 1) * rows, number)) for s in shards[process::num_processes]}
+        done = {shard for shard in own if shard_path(folder, METADATA, shard).is_file()}
+        for shard in done:
+            skipped.add(_read_skipped(folder, shard))
+        spans = [span for shard, span in own.items() if shard not in done]
+        total = sum(map(len, own.values()))
+        kind = "texts" if description["kind"] == TEXTS else "images"
+        with (
+            ThreadPoolExecutor(1) as writer,
+            progress_bar(total, "embedding", kind, done=total - sum(map(len, spans))) as bar,
+        ):
+            if done and spans:
+                note(f"{folder}: {bar.n} of {total} {kind} were embedded before")
+            if spans:
+                indices = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+                with contextlib.closing(encode(indices)) as outputs_of:
+                    _fill_shards(folder, description, spans, outputs_of, known, skipped, writer, bar)
+        _finish(folder, description, shards, skipped)
+
+
+def _fill_shards(folder, description, spans, outputs_of, known, skipped, writer, bar):
+    """Fills one shard after the other, and writes each while the next is computed."""
+    dtype, rows = jnp.dtype(description["dtype"]), description["shard_rows"]
+    writing = None
+    for span in spans:
+        seen, kept, parts = 0, [], None
+        while seen < len(span):
+            indices, outputs = next(outputs_of)
+            here = min(len(indices), len(span) - seen)
+            seen += here
+            there = indices >= 0
+            if parts is None:
+                parts = [np.empty((min(rows, len(span)), *output.shape[1:]), dtype) for output in outputs]
+            first = sum(map(len, kept))
+            kept.append(indices[there])
+            for part, output in zip(parts, outputs):
+                with np.errstate(over="ignore"):  # said below
+                    part[first : first + len(kept[-1])] = output[there]
+            bar.update(here)
+        kept = np.concatenate(kept)
+        parts = [part[: len(kept)] for part in parts]
+        for part in parts:
+            if not np.isfinite(part.astype(np.float32)).all():
+                raise InputError(f"some values are too large for {dtype}; give --storage=bfloat16 or float32")
+        own = {i: skipped.reasons[i] for i in span if i in skipped.reasons}
+        if writing is not None:
+            writing.result()
+        shard = span.start // rows
+        writing = writer.submit(_write_shard, folder, description, shard, kept, parts, known, own)
+    writing.result()
+
+
+def _write_shard(folder, description, shard, kept, parts, known, skipped):
+    """Writes one shard; the file of metadata comes last, and says that the others are there."""
+    names, labels, captions = known
+    arrays = {description["kind"]: parts[0]}
+    if description["local"]:
+        arrays[LOCAL] = parts[1]
+    if description["label_names"]:
+        arrays[LABELS] = labels[kept]
+    for kind, array in arrays.items():
+        with replacing(shard_path(folder, kind, shard)) as temporary, temporary.open("wb") as file:
+            np.save(file, array.view(np.uint16) if array.dtype == jnp.bfloat16 else array)
+    named = "caption" if description["kind"] == TEXTS else "image_path"
+    columns = {named: pa.array([names[i] for i in kept], pa.large_string())}
+    if captions is not None:
+        columns["caption"] = pa.array([captions[i] for i in kept], pa.large_string())
+    table = pa.table(columns).replace_schema_metadata({"skipped": json.dumps(skipped)})
+    with replacing(shard_path(folder, METADATA, shard)) as temporary:
+        parquet.write_table(table, temporary)
+
+
+def _begin(folder, description):
+    """Notes what is to be done in a folder, if it is empty; returns its manifest.
+
+    Raises:
+      InputError: the folder holds other work.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        others = any(not path.name.startswith(".") for path in folder.iterdir())
+        manifest = read_manifest(folder)  # which another process may just have written
+        if manifest is None and others:
+            raise InputError(f"{folder} holds other files; name an empty folder")
+    if manifest is not None:
+        same = description.keys() - {"source", "remarks", "shard_rows"}
+        was, now = _plain(manifest), _plain(description)
+        differing = [key for key in description if key in same and now[key] != was.get(key)]
+        if differing:
+            key = differing[0]
+            there, here = (json.dumps(of.get(key))[:200] for of in (was, now))
+            raise InputError(
+                f"{folder} holds embeddings with another {key}: {there}, not {here}; "
+                "give another --output, or remove it"
+            )
+        return manifest
+    manifest = description | {"complete": False}
+    _write_manifest(folder, manifest)
+    return manifest
+
+
+def _plain(manifest):
+    """A manifest without what its backbone is called: the hash tells which it is."""
+    origin = manifest["origin"] or {}
+    return manifest | {"origin": {k: v for k, v in origin.items() if k not in ("name", "revision")}}
+
+
+def _finish(folder, description, shards, skipped):
+    """Writes the manifest, once all shards are there, and the report of what was skipped."""
+    metadata = [shard_path(folder, METADATA, shard) for shard in shards]
+    if not all(path.is_file() for path in metadata):
+        return  # another process is still at it
+    skipped = Skipped(skipped.names, skipped.path, skipped.max_fraction)  # of all processes
+    for shard in shards:
+        skipped.add(_read_skipped(folder, shard))
+    skipped.write()
+    for left in folder.glob("*/.*.tmp"):  # by processes that were killed; nobody writes shards any more
+        left.unlink(missing_ok=True)
+    with refused_parquet(folder):
+        numbers = [parquet.read_metadata(path).num_rows for path in metadata]
+    _write_manifest(
+        folder,
+        description
+        | {
+            "complete": True,
+            "embeddings": sum(numbers),
+            "skipped": len(skipped.reasons),
+            "made_by": f"mlclip-jax {__version__}",
+        },
+    )
+
+
+def _write_manifest(folder, manifest):
+    with replacing(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_skipped(folder, shard):
+    """Pairs of index and reason of the images that a shard left out."""
+    with refused_parquet(shard_path(folder, METADATA, shard)):
+        stored = parquet.read_schema(shard_path(folder, METADATA, shard)).metadata[b"skipped"]
+        return [(int(index), reason) for index, reason in json.loads(stored).items()]

@@ -1,0 +1,1 @@
+"""Whole experiments on the built-in world, from images to a table."""

@@ -1,0 +1,123 @@
+"""Labels for images that nothing was trained on, from the shell and from Python."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from real_data import PHOTOGRAPHS, needs_real_data
+from tiny_clip import write_clip
+
+import mlclip_jax
+from mlclip_jax import InputError
+from mlclip_jax.cli import main
+from mlclip_jax.configs import demo
+from mlclip_jax.data.scenes import LABELS, Scenes, write_scenes
+from mlclip_jax.training.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """TaI on the built-in CLIP, shortly trained."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "labels.txt").write_text("\n".join(LABELS))
+    config = demo.get_config("tai")
+    config.texts.update(labels=str(folder / "labels.txt"), number=1_000)
+    config.train.steps = 400
+    train(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(Scenes(9, 40), folder)
+    return folder
+
+
+def test_a_run_loads_and_labels_images(run):
+    predictor = mlclip_jax.load(run)
+    assert predictor.label_names == LABELS
+    scenes = list(Scenes(9, 200))
+    probabilities = predictor.predict([scene.image for scene in scenes])
+    assert probabilities.shape == (200, len(LABELS))
+    assert probabilities.dtype == np.float32
+    assert (probabilities >= 0).all()
+    assert (probabilities <= 1).all()
+    present = np.stack([scene.labels for scene in scenes]) == 1
+    # Far more probable where they are than where they are not.
+    assert probabilities[present].mean() > 3 * probabilities[~present].mean()
+
+
+def test_csv_and_json_lines_say_what_python_says(run, scenes, tmp_path, capsys):
+    files = sorted((scenes / "images").iterdir())
+    expected = mlclip_jax.load(run).predict(files)
+    arguments = ["predict", f"--workdir={run}", f"--images={scenes / 'images'}", "--threshold=0.3"]
+    for name in ("x.csv", "x.jsonl"):
+        assert main([*arguments, f"--output={tmp_path / name}"]) == 0
+    assert f"40 images, {len(LABELS)} labels: {tmp_path / 'x.csv'}" in capsys.readouterr().out
+    with (tmp_path / "x.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == [line["file"] for line in lines] == [str(file) for file in files]
+    for row, line, probabilities in zip(rows, lines, expected):
+        np.testing.assert_allclose([float(row[name]) for name in LABELS], probabilities, atol=1e-4)
+        np.testing.assert_allclose([line["probabilities"][name] for name in LABELS], probabilities, atol=1e-4)
+        present = [name for name, p in zip(LABELS, probabilities) if p >= 0.3]
+        assert row["labels"].split("|") == (present or [""])
+        assert line["labels"] == present
+
+
+def test_files_and_folders_and_a_picture(run, scenes, tmp_path, capsys):
+    (scenes / "notes.txt").write_text("no image")
+    one = scenes / "images/000003.jpg"
+    arguments = [
+        f"--images={one}",
+        f"--images={scenes}",
+        f"--output={tmp_path}/deep/x.csv",
+        f"--picture={tmp_path}/x.png",
+    ]
+    assert main(["predict", f"--workdir={run}", *arguments]) == 0
+    captured = capsys.readouterr()
+    assert "41 images" in captured.out
+    assert "2 files in the folders are no images" in captured.err  # labels.csv too
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.width > 500
+    with (tmp_path / "deep/x.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["file"] == str(one)
+
+
+@needs_real_data
+def test_every_photograph_is_read(run, tmp_path):
+    images = PHOTOGRAPHS / "images"
+    assert main(["predict", f"--workdir={run}", f"--images={images}", f"--output={tmp_path}/x.jsonl"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert len({line["file"] for line in lines}) == len(lines) == 179
+
+
+def test_another_backbone_is_refused(run, tmp_path):
+    clip = write_clip(tmp_path / "clip")
+    with pytest.raises(InputError, match=r"was trained on scenes-clip .*, not on .*; name the backbone"):
+        mlclip_jax.load(run, backbone=clip)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"output": "x.txt"}, "its name must end in .csv or .jsonl"),
+        ({"picture": "x.jpg"}, "its name must end in .png"),
+        ({"images": "nowhere"}, "no such folder of images: nowhere"),
+        ({"images": ""}, "an empty name among the images"),
+        ({"workdir": "nowhere"}, "nowhere holds no run"),
+        ({"threshold": "1.5"}, "--threshold"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(run, scenes, tmp_path, capsys, monkeypatch, change, words):
+    monkeypatch.chdir(tmp_path)
+    values = {"workdir": run, "images": scenes / "images", "output": "x.csv"} | change
+    assert main(["predict", *(f"--{name}={value}" for name, value in values.items())]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,124 @@
+"""`mlclip embed`: nothing is lost, and what is written reads back."""
+
+import numpy as np
+import pytest
+from clip_cases import images
+from PIL import Image
+from tiny_clip import write_clip
+
+import mlclip_jax
+from mlclip_jax.cli import main
+from mlclip_jax.configs import tai
+from mlclip_jax.embeddings.store import Embeddings, read_embeddings, write_embeddings
+from mlclip_jax.runs import load_backbone_of
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+def test_a_folder_of_images(clip, tmp_path, capsys):
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for name, image in zip(("b.png", "a.png", "sub/c.png"), images()):
+        Image.fromarray(image).save(folder / name)
+    (folder / "labels.csv").touch()
+    output = tmp_path / "deep" / "out.npz"
+    assert main(["embed", f"--backbone={clip}", f"--images={folder}", f"--output={output}"]) == 0
+    captured = capsys.readouterr()
+    assert f"3 embeddings of width 20 in {output}" in captured.out
+    assert "1 files are no images and were left out: labels.csv" in captured.err
+    stored = read_embeddings(output)
+    assert stored.names == ("a.png", "b.png", "sub/c.png")
+    backbone = mlclip_jax.load_backbone(clip)
+    how = {"image_size": [24, 24], "resize": "crop", "decode": "full", "dtype": "float32", "positions": None}
+    assert stored.origin == backbone.fingerprint | how
+    expected = backbone.encode_images([images()[1], images()[0], images()[2]])
+    np.testing.assert_allclose(stored.vectors, expected, rtol=0, atol=1e-6)
+
+
+def test_a_file_of_texts_and_of_names(clip, tmp_path):
+    (tmp_path / "names.txt").write_text("dog\numbrella\n")
+    backbone = mlclip_jax.load_backbone(clip)
+    command = ["embed", f"--backbone={clip}", f"--texts={tmp_path / 'names.txt'}"]
+    assert main([*command, f"--output={tmp_path / 'plain.npz'}"]) == 0
+    plain = read_embeddings(tmp_path / "plain.npz")
+    np.testing.assert_allclose(plain.vectors, backbone.encode_texts(["dog", "umbrella"]), rtol=0, atol=1e-6)
+    template = "--template=a photo of {labels}."
+    assert main([*command, template, f"--output={tmp_path / 'prompted.npz'}"]) == 0
+    prompted = read_embeddings(tmp_path / "prompted.npz")
+    assert prompted.names == plain.names == ("dog", "umbrella")
+    expected = backbone.encode_texts(["a photo of a dog.", "a photo of an umbrella."])
+    np.testing.assert_allclose(prompted.vectors, expected, rtol=0, atol=1e-6)
+    assert prompted.origin["template"] == "a photo of {labels}."
+
+
+def test_what_is_written_reads_back(tmp_path):
+    embeddings = Embeddings(
+        np.eye(3, 4, dtype=np.float32),
+        names=("a", "b", "c"),
+        labels=np.array([[1, 0], [0, -1], [1, 1]], np.int8),
+        label_names=("cat", "dog"),
+        origin={"name": "x", "revision": "", "sha256": "00"},
+    )
+    write_embeddings(tmp_path / "x.npz", embeddings)
+    again = read_embeddings(tmp_path / "x.npz")
+    np.testing.assert_array_equal(again.vectors, embeddings.vectors)
+    np.testing.assert_array_equal(again.labels, embeddings.labels)
+    assert (again.names, again.label_names, again.origin) == (
+        embeddings.names,
+        embeddings.label_names,
+        embeddings.origin,
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    embeddings = Embeddings(np.eye(2, dtype=np.float32))
+    write_embeddings(tmp_path / "x.npz", embeddings)
+    before = (tmp_path / "x.npz").read_bytes()
+
+    def fail(file, **_):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(mlclip_jax.InputError, match=r"cannot write .*x\.npz: No space left on device"):
+        write_embeddings(tmp_path / "x.npz", embeddings)
+    assert (tmp_path / "x.npz").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_how_the_backbone_encodes_is_chosen_and_recorded(clip, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(images()):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+    command = ["embed", f"--backbone={clip}", f"--images={tmp_path / 'images'}"]
+    settings = ["--image_size=32x48", "--resize=squash", "--dtype=bfloat16", "--shard_parameters"]
+    assert main([*command, *settings, f"--output={tmp_path / 'out.npz'}"]) == 0
+    assert "bfloat16, images of 32 x 48" in capsys.readouterr().err
+    stored = read_embeddings(tmp_path / "out.npz")
+    assert stored.origin["image_size"] == [32, 48]
+    assert (stored.origin["resize"], stored.origin["dtype"]) == ("squash", "bfloat16")
+    backbone = mlclip_jax.load_backbone(clip, image_size=(32, 48), resize="squash")
+    expected = backbone.encode_images(images())
+    assert 0 < np.abs(stored.vectors - expected).max() < 3e-2 * np.abs(expected).max()
+    assert np.abs(stored.vectors - mlclip_jax.load_backbone(clip).encode_images(images())).max() > 0.1
+    for size in ("big", "32x", "1x2x3", "-32"):
+        assert main([*command, f"--image_size={size}", f"--output={tmp_path / 'out.npz'}"]) == 2
+        assert "is no size: write 448, or 448x336 for height and width" in capsys.readouterr().err
+
+
+def test_a_recipe_chooses_how_its_backbone_encodes(clip):
+    config = tai.get_config("templates")
+    config.backbone = str(clip)
+    assert load_backbone_of(config).image_size == (24, 24)
+    config.encoding.image_size = "32"
+    config.encoding.dtype = "bfloat16"
+    config.encoding.resize = "squash"
+    config.encoding.shard_parameters = True
+    backbone = load_backbone_of(config)
+    assert (backbone.image_size, backbone.dtype, backbone.resize) == ((32, 32), "bfloat16", "squash")
+    kernel = backbone.parameters["image"]["layers"]["0"]["fc1"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
