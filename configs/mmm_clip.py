@@ -40,7 +40,7 @@ def get_config(variant="fc"):
     config.encoding.image_size = ""  # "448", or "448x336" for height and width; by default its own
     config.encoding.resize = ""  # "crop" or "squash"; by default its own
     config.encoding.decode = ""  # "full" (default), or "reduced": JPEG files faster, and nearly the same
-    config.encoding.positions = ""  # of a CLIP ResNet: "pooled" (default), "all" or "none"
+    config.encoding.position_embeddings = ""  # of a CLIP ResNet: "pooled" (default), "all" or "none"
     config.encoding.shard_parameters = False  # split over the devices, for large models
 
     config.texts = ConfigDict()

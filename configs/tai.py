@@ -4,7 +4,7 @@ Its table 2 (zero-shot, CLIP RN50, 224 pixels, texts by an LLM): mAP 89.0 on VOC
 53.3 on NUS-WIDE.
 
     mlclip train --config=tai:embeddings --workdir=runs/tai \\
-        --config.texts.class_embeddings=class_texts.npz --config.evaluation.embeddings=photographs.npz
+        --config.texts.class_embeddings=class_embeddings.npz --config.evaluation.embeddings=photographs.npz
 
     mlclip train --config=tai:templates --workdir=runs/tai \\
         --config.backbone=timm/vit_base_patch32_clip_224.openai --config.texts.labels=labels.txt \\
@@ -51,7 +51,7 @@ def get_config(variant="embeddings"):
         config.encoding.image_size = ""  # "448", or "448x336" for height and width; by default its own
         config.encoding.resize = ""  # "crop" or "squash"; by default its own
         config.encoding.decode = ""  # "full" (default), or "reduced": JPEG files faster, and nearly the same
-        config.encoding.positions = ""  # of a CLIP ResNet: "pooled" (default), "all" or "none"
+        config.encoding.position_embeddings = ""  # of a CLIP ResNet: "pooled" (default), "all" or "none"
         config.encoding.shard_parameters = False  # split over the devices, for large models
         config.texts.labels = placeholder(str)  # text file, a label per line; by default the images' own
 

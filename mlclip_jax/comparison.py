@@ -55,10 +55,13 @@ def compare(runs, images, num_samples=1000, protocol="ap"):
     Raises:
       InputError: the runs do not belong together, or one of them is not finished.
     """
-    class_texts = runs[0]["class_texts"]
+    class_embeddings = runs[0]["class_embeddings"]
     trained = {}
     for run in runs:
-        if any(run["class_texts"].origin[key] != class_texts.origin[key] for key in ("sha256", "labels")):
+        if any(
+            run["class_embeddings"].origin[key] != class_embeddings.origin[key]
+            for key in ("sha256", "labels")
+        ):
             raise InputError(
                 f"{runs[0]['workdir']} and {run['workdir']} were trained on different class texts"
             )
@@ -70,7 +73,7 @@ def compare(runs, images, num_samples=1000, protocol="ap"):
             raise InputError(f"{twin} and {run['workdir']} are the same run twice; leave one out")
 
     images = images._replace(vectors=np.asarray(images.vectors), labels=np.asarray(images.labels))
-    cosine = np.asarray(cosine_scores(images.vectors, class_texts.vectors))
+    cosine = np.asarray(cosine_scores(images.vectors, class_embeddings.vectors))
     described = _describe_protocol(runs, images, num_samples, protocol)
     methods = {"cosine zero-shot": [cosine]}
     for run in runs:
@@ -200,17 +203,19 @@ def _method_name(run, runs):
 
 
 def _describe_protocol(runs, images, num_samples, protocol):
-    class_texts = runs[0]["class_texts"]
+    class_embeddings = runs[0]["class_embeddings"]
     counted = int(np.any(images.labels == 1, axis=0).sum())
     image_size = images.origin.get("image_size")
-    backbone = backbone_of(class_texts.origin)
-    template = (class_texts.origin.get("backbone") or class_texts.origin).get("template")
+    backbone = backbone_of(class_embeddings.origin)
+    template = (class_embeddings.origin.get("backbone") or class_embeddings.origin).get("template")
     described = {
         "metric": metrics.PROTOCOLS[protocol],
-        "classes": f"{counted} of {len(class_texts.names)} have a positive and are counted",
+        "classes": f"{counted} of {len(class_embeddings.names)} have a positive and are counted",
         "images": f"{len(images.vectors)}, {images.origin['split']}",
         "image size": "not recorded" if image_size is None else "x".join(map(str, image_size)),
-        "class texts": f"{template!r}" if template else f"{class_texts.origin['name']}, prompt not recorded",
+        "class texts": f"{template!r}"
+        if template
+        else f"{class_embeddings.origin['name']}, prompt not recorded",
         "backbone": describe(backbone) if backbone else "not recorded",
         "interval": f"95%, basic paired bootstrap over images, {num_samples} resamples",
     }

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from optax.losses import sigmoid_binary_cross_entropy
 
 from mlclip_jax.distributed.sharding import AXIS
-from mlclip_jax.zero_shot import unit
+from mlclip_jax.zero_shot import l2_normalize
 
 
 def _loss(sum_and_count):
@@ -312,7 +312,7 @@ def contrastive_sum(image_embeddings, text_embeddings, scale):
     Returns:
       The sum over this device's pairs of the mean of both cross entropies, and the number of pairs.
     """
-    images, texts = unit(image_embeddings), unit(text_embeddings)
+    images, texts = l2_normalize(image_embeddings), l2_normalize(text_embeddings)
     own = jax.lax.axis_index(AXIS) * len(images) + jnp.arange(len(images))
     all_images, all_texts = jax.lax.all_gather((images, texts), AXIS, tiled=True)
 

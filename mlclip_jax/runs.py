@@ -24,7 +24,7 @@ from mlclip_jax.texts.label_sets import check_label_names
 from mlclip_jax.training.checkpoints import Checkpoints, abstract, describe
 
 TRAINED_ON = "trained_on.npy"
-DRAWN = "drawn.npz"
+RANDOM_BUFFERS = "random_buffers.npz"
 EMBEDDED = "embedded"  # folder of the embeddings of images that a run was given as such
 CHECKPOINTS = ("latest", "best")
 SCORED = 4096, 1 << 28  # images that are scored at once, and bytes of their local features, at most
@@ -40,7 +40,7 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
       checkpoint: which, one of `CHECKPOINTS`: the latest, or the best of those evaluated on the way.
 
     Returns:
-      A dict of `workdir`, `config`, `class_texts`; of the adapter the `graph`, `parameters` and what is
+      A dict of `workdir`, `config`, `class_embeddings`; of the adapter the `graph`, `parameters` and what is
       `frozen`; `step` of its checkpoint; and `calibration`, or None.
 
     Raises:
@@ -54,10 +54,10 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
         raise InputError(f"{workdir} holds no run of an adapter")
     if not (workdir / "classes.npz").is_file():
         raise InputError(f"{workdir} holds a run without a checkpoint; train it first")
-    class_texts = read_embeddings(workdir / "classes.npz")
-    adapter = make_adapter(config.adapter, class_texts.vectors, rngs=nnx.Rngs(config.seed))
+    class_embeddings = read_embeddings(workdir / "classes.npz")
+    adapter = make_adapter(config.adapter, class_embeddings.vectors, rngs=nnx.Rngs(config.seed))
     graph, parameters, frozen = split_trainable(adapter)
-    with Checkpoints(workdir / "checkpoints", class_texts.origin, read_only=True) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", class_embeddings.origin, read_only=True) as checkpoints:
         step = None
         if checkpoint == "best":
             step, _ = checkpoints.best
@@ -71,10 +71,10 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
     run = {
         "workdir": workdir,
         "config": config,
-        "class_texts": class_texts,
+        "class_embeddings": class_embeddings,
         "graph": graph,
         "parameters": state["parameters"],
-        "frozen": frozen | read_drawn(workdir),
+        "frozen": frozen | read_random_buffers(workdir),
         "step": step,
         "checkpoint": checkpoint,
         "calibration": None,
@@ -84,22 +84,22 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
     return run
 
 
-def write_drawn(workdir, frozen):
+def write_random_buffers(workdir, frozen):
     """Keeps what an adapter drew at random and never trains: later versions of JAX may draw it otherwise.
 
     Args:
       workdir: of the run.
       frozen: from `split_trainable`.
     """
-    drawn = {name: np.asarray(array) for name, array in frozen.items() if not name.endswith("_texts")}
+    drawn = {name: np.asarray(array) for name, array in frozen.items() if not name.endswith("_embeddings")}
     if drawn:
-        with replacing(Path(workdir) / DRAWN) as temporary, temporary.open("wb") as file:
+        with replacing(Path(workdir) / RANDOM_BUFFERS) as temporary, temporary.open("wb") as file:
             np.savez(file, **drawn)
 
 
-def read_drawn(workdir):
-    """What `write_drawn` keeps: a dict of arrays, empty for most adapters."""
-    path = Path(workdir) / DRAWN
+def read_random_buffers(workdir):
+    """What `write_random_buffers` keeps: a dict of arrays, empty for most adapters."""
+    path = Path(workdir) / RANDOM_BUFFERS
     return read_arrays(path) if path.is_file() else {}
 
 
@@ -113,7 +113,7 @@ def probabilities_of(run, logits):
 def thresholds_of(run):
     """The probability from which a run predicts each label, `(K,)`; 0.5 unless it is calibrated."""
     if run["calibration"] is None:
-        return np.full(len(run["class_texts"].names), 0.5)
+        return np.full(len(run["class_embeddings"].names), 0.5)
     return run["calibration"].thresholds
 
 
@@ -179,7 +179,7 @@ def load_backbone_for(run, name=None):
     """
     from mlclip_jax.backbones import load_backbone, read_encoding
 
-    workdir, trained_on = run["workdir"], backbone_of(run["class_texts"].origin)
+    workdir, trained_on = run["workdir"], backbone_of(run["class_embeddings"].origin)
     name = name or run["config"].get("backbone") or (trained_on or {}).get("name")
     if name is None:
         raise InputError(
@@ -197,7 +197,7 @@ def load_backbone_for(run, name=None):
             f"{workdir} was trained on {describe(trained_on)}, not on {describe(backbone.fingerprint)}; "
             "name the backbone that it was trained on"
         )
-    width = run["class_texts"].vectors.shape[1]
+    width = run["class_embeddings"].vectors.shape[1]
     if backbone.embedding_width != width:
         raise InputError(
             f"{workdir} was trained on embeddings {width} wide, and {name} makes them "
@@ -206,7 +206,7 @@ def load_backbone_for(run, name=None):
     return backbone
 
 
-def carry_over(run, label_names, backbone):
+def with_class_embeddings(run, label_names, backbone):
     """A run with other labels than it was trained on: zero-shot transfer.
 
     Args:
@@ -221,7 +221,7 @@ def carry_over(run, label_names, backbone):
       InputError: the adapter has an output for each label that it was trained on, and no other; or these are
         no names.
     """
-    settings, trained_on = run["config"].adapter, backbone_of(run["class_texts"].origin) or {}
+    settings, trained_on = run["config"].adapter, backbone_of(run["class_embeddings"].origin) or {}
     if not takes_other_labels(settings):
         raise InputError(
             f"{run['workdir']} holds {TITLES[settings['name']]}, which knows no labels but those it was "
@@ -238,13 +238,13 @@ def carry_over(run, label_names, backbone):
     labels = hashlib.sha256("\n".join(label_names).encode()).hexdigest()
     texts = texts._replace(origin=texts.origin | {"labels": labels})
     # No parameter belongs to a label.
-    frozen = run["frozen"] | {"class_texts": texts.vectors}
-    return run | {"class_texts": texts, "frozen": frozen, "calibration": None, "carried_over": True}
+    frozen = run["frozen"] | {"class_embeddings": texts.vectors}
+    return run | {"class_embeddings": texts, "frozen": frozen, "calibration": None, "carried_over": True}
 
 
 def digest_parameters(run):
     """SHA-256 of a run's parameters and labels, which a calibration belongs to."""
-    content = hashlib.sha256("\n".join(run["class_texts"].names).encode())
+    content = hashlib.sha256("\n".join(run["class_embeddings"].names).encode())
     for array in jax.tree.leaves(run["parameters"]):
         content.update(np.asarray(array).tobytes())
     return content.hexdigest()
@@ -315,7 +315,7 @@ class Predictor:
     """
 
     def __init__(self, run, backbone):
-        self.label_names = run["class_texts"].names
+        self.label_names = run["class_embeddings"].names
         self.thresholds = thresholds_of(run)
         self.backbone = backbone
         self._run = run
@@ -377,4 +377,4 @@ class Predictor:
         Example:
           >>> probabilities = run.with_labels(["cat", "kitten"]).predict(["cat.jpg"])  # (1, 2)
         """
-        return Predictor(carry_over(self._run, label_names, self.backbone), self.backbone)
+        return Predictor(with_class_embeddings(self._run, label_names, self.backbone), self.backbone)

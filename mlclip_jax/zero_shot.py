@@ -5,12 +5,12 @@ import jax.numpy as jnp
 
 def cosine_scores(image_embeddings, class_embeddings):
     """Cosine of every image with every class text: `(N, D)` and `(K, D)` to `(N, K)`; 0 for a zero vector."""
-    return jnp.matmul(unit(image_embeddings), unit(class_embeddings).T, precision="highest")
+    return jnp.matmul(l2_normalize(image_embeddings), l2_normalize(class_embeddings).T, precision="highest")
 
 
 def modality_gap(image_embeddings, text_embeddings):
     """Distance between the mean unit vectors of images `(N, D)` and texts `(M, D)` (Liang et al. 2022)."""
-    means = [jnp.mean(unit(vectors), axis=0) for vectors in (image_embeddings, text_embeddings)]
+    means = [jnp.mean(l2_normalize(vectors), axis=0) for vectors in (image_embeddings, text_embeddings)]
     return jnp.linalg.norm(means[0] - means[1])
 
 
@@ -26,7 +26,7 @@ def standardise(scores):
     return centred / jnp.where(deviation > 0, deviation, 1)
 
 
-def unit(vectors):
+def l2_normalize(vectors):
     """Vectors `(..., D)` over their lengths; a zero vector stays."""
     length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / jnp.where(length > 0, length, 1)

@@ -7,7 +7,7 @@ WIDTH = 32
 
 
 def write_embeddings(folder, *, width=WIDTH, seed=0, num_images=60):
-    """Writes class_texts.npz, images.npz with labels, and labels.csv into a folder."""
+    """Writes class_embeddings.npz, images.npz with labels, and labels.csv into a folder."""
     generator = np.random.default_rng(seed)
     classes = 3 * generator.normal(size=(len(LABELS), width)).astype(np.float32)
     labels = (generator.random((num_images, len(LABELS))) < 0.3).astype(np.int8)
@@ -16,7 +16,7 @@ def write_embeddings(folder, *, width=WIDTH, seed=0, num_images=60):
     images = labels / labels.sum(axis=1, keepdims=True) @ classes + gap
     images += generator.normal(size=images.shape)
     names = [f"{i:03}.jpg" for i in range(num_images)]
-    np.savez(folder / "class_texts.npz", embeddings=classes, names=LABELS)
+    np.savez(folder / "class_embeddings.npz", embeddings=classes, names=LABELS)
     np.savez(
         folder / "images.npz",
         image_embeddings=images.astype(np.float32),
@@ -33,7 +33,7 @@ def write_embeddings(folder, *, width=WIDTH, seed=0, num_images=60):
 def train_arguments(world, workdir, **changes):
     """The command line of a short run in this world, with some config values changed."""
     values = {
-        "texts.class_embeddings": world / "class_texts.npz",
+        "texts.class_embeddings": world / "class_embeddings.npz",
         "texts.number": 300,
         "evaluation.embeddings": world / "images.npz",
         "adapter.hidden": 32,

@@ -215,7 +215,7 @@ def test_the_command_tells_what_it_gained_and_evaluate_uses_it(run, capsys):
     stored = loaded["calibration"]
     assert stored.thresholds.shape == (len(LABELS),)
     assert stored.knots.shape[:2] == (len(LABELS), 2)
-    images = read_images({"embeddings": str(run / "images.npz")}, loaded["class_texts"], None, None)
+    images = read_images({"embeddings": str(run / "images.npz")}, loaded["class_embeddings"], None, None)
     logits = np.asarray(scores_of(loaded, images))
     np.testing.assert_allclose(
         probabilities_of(loaded, logits),

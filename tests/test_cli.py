@@ -202,7 +202,7 @@ def test_a_checkpoint_of_another_backbone(capsys, tmp_path):
     refused(
         capsys,
         train_arguments(world, tmp_path / "run"),
-        r"was trained on .*class_texts\.npz \(sha256 .*\), not on .*class_texts\.npz \(sha256 ",
+        r"was trained on .*class_embeddings\.npz \(sha256 .*\), not on .*class_embeddings\.npz \(sha256 ",
     )
 
 

@@ -45,14 +45,14 @@ def test_every_loss_with_its_constants():
 
 
 def test_every_recipe_variant_of_an_adapter_with_its_size():
-    class_texts = np.zeros((80, 512), np.float32)
+    class_embeddings = np.zeros((80, 512), np.float32)
     variants = set()
     for *_, recipe, _, count in table("adapter | recipe"):
         name, _, variant = recipe.strip("`").partition(":")
         module = {"tai": tai, "mmm_clip": mmm_clip, "ml_decoder": ml_decoder}[name]
         config = module.get_config(variant) if variant else module.get_config()
         variants.add((name, variant or module.VARIANTS[0]))
-        adapter = make_adapter(config.adapter, class_texts, rngs=nnx.Rngs(0))
+        adapter = make_adapter(config.adapter, class_embeddings, rngs=nnx.Rngs(0))
         number = sum(array.size for array in jax.tree.leaves(split_trainable(adapter)[1]))
         assert count == f"{number:,}", recipe
     for module in (mmm_clip, ml_decoder):

@@ -19,13 +19,13 @@ ADAPTERS = {"tai": TaIAdapter, "fc": FCAdapter, "mld": MLDAdapter, "ml_decoder":
 TITLES = {"tai": "TaI-Adapter", "fc": "FC", "mld": "MLD", "ml_decoder": "ML-Decoder"}
 
 
-def make_adapter(settings, class_texts, *, rngs):
+def make_adapter(settings, class_embeddings, *, rngs):
     """The adapter of a recipe.
 
     Args:
       settings: its `adapter`: a mapping of `name` and that adapter's own settings.
-      class_texts: embeddings of the K labels' texts, float32 `(K, D)`; images' embeddings and local features
-        are D wide too.
+      class_embeddings: of the K labels, float32 `(K, D)`; images' embeddings and local features are D wide
+        too.
       rngs: where the initial weights are drawn from.
 
     Raises:
@@ -36,10 +36,10 @@ def make_adapter(settings, class_texts, *, rngs):
     for key in own.keys() - known.keys():
         raise InputError(f"{TITLES[settings['name']]} has no adapter.{key}; it has {', '.join(known)}")
     known |= own
-    width, heads = known.get("width", class_texts.shape[1]), known.get("num_heads", 1)
+    width, heads = known.get("width", class_embeddings.shape[1]), known.get("num_heads", 1)
     if width % heads:
         raise InputError(f"adapter.num_heads={heads} does not divide the width {width}")
-    return ADAPTERS[settings["name"]](class_texts, **own, rngs=rngs)
+    return ADAPTERS[settings["name"]](class_embeddings, **own, rngs=rngs)
 
 
 def reads_local(settings):

@@ -21,35 +21,37 @@ class FCAdapter(nnx.Module):
     - `text="none"`: the image alone.
 
     Args:
-      class_texts: embeddings of the labels' texts, `(K, D)`.
+      class_embeddings: of the labels, `(K, D)`.
       text: one of `TEXTS`.
       dtype: of the products, `"float32"` or `"bfloat16"`.
       rngs: where the initial weights are drawn from.
     """
 
-    def __init__(self, class_texts, *, text="cosine", dtype="float32", rngs):
-        num_labels, width = class_texts.shape
+    def __init__(self, class_embeddings, *, text="cosine", dtype="float32", rngs):
+        num_labels, width = class_embeddings.shape
         self.text = text
         width *= 2 if text == "first" else 1
         self.linear = Logits(width, num_labels, dtype=jnp.dtype(dtype), rngs=rngs)
         if text != "none":
-            self.class_texts = Frozen(jnp.asarray(class_texts[:1] if text == "first" else class_texts))
+            self.class_embeddings = Frozen(
+                jnp.asarray(class_embeddings[:1] if text == "first" else class_embeddings)
+            )
         if text == "cosine":
             self.cosine_weight = nnx.Param(jnp.ones(num_labels))
 
     def label_axes(self):
         """Which arrays go over the labels, and along which dimension; see `adapters`."""
         own = {"linear.kernel": 1, "linear.bias": 0}
-        return own | {"class_texts": 0, "cosine_weight": 0} if self.text == "cosine" else own
+        return own | {"class_embeddings": 0, "cosine_weight": 0} if self.text == "cosine" else own
 
     def __call__(self, embeddings, local=None, keys=None):
         """Embeddings (b, D) to logits (b, K), float32; see `adapters`. The others are not read."""
         del local, keys
         if self.text == "first":
-            first = jnp.broadcast_to(self.class_texts[...], embeddings.shape)
+            first = jnp.broadcast_to(self.class_embeddings[...], embeddings.shape)
             embeddings = jnp.concatenate([embeddings, first], axis=1)
         logits = self.linear(embeddings)
         if self.text == "cosine":
-            cosines = standardised_cosines(embeddings, self.class_texts[...], self.class_texts[...])
+            cosines = standardised_cosines(embeddings, self.class_embeddings[...], self.class_embeddings[...])
             logits += self.cosine_weight[...][None] * cosines
         return logits

@@ -99,15 +99,15 @@ def fold_in(keys, place):
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, place)
 
 
-def standardised_cosines(embeddings, class_texts, reference_texts):
+def standardised_cosines(embeddings, class_embeddings, reference_embeddings):
     """Cosines of embeddings (b, D) with class texts (K, D): (b, K), in the units of an image's own.
 
     Less their mean over reference texts, the labels of training, over their standard deviation: so a label's
     figure does not depend on which others are asked for. 0 where there is one reference alone.
     """
-    references = cosine_scores(embeddings, reference_texts)
+    references = cosine_scores(embeddings, reference_embeddings)
     mean, deviation = (f(references, axis=1, keepdims=True) for f in (jnp.mean, jnp.std))
-    centred = cosine_scores(embeddings, class_texts) - mean
+    centred = cosine_scores(embeddings, class_embeddings) - mean
     return jnp.where(deviation > 0, centred / jnp.where(deviation > 0, deviation, 1), 0)
 
 

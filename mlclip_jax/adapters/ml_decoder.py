@@ -27,7 +27,7 @@ class MLDecoder(nnx.Module):
     logits. E queries serve K labels, ceil(K / E) each.
 
     Args:
-      class_texts: embeddings of the labels' texts, `(K, D)`; `queries="text"` alone reads more than K off it.
+      class_embeddings: of the labels, `(K, D)`; `queries="text"` alone reads more than K off it.
       features: what the queries look at: `"local"` features, or the `"pooled"` embedding as one token.
       queries: `"frozen"` random vectors, as published; the same, `"learnt"`; or `"text"`, a projection of
         each label's text with one query and the same output layer for every label, as the paper has it for
@@ -43,7 +43,7 @@ class MLDecoder(nnx.Module):
 
     def __init__(
         self,
-        class_texts,
+        class_embeddings,
         *,
         features="local",
         queries="frozen",
@@ -55,11 +55,11 @@ class MLDecoder(nnx.Module):
         dtype="float32",
         rngs,
     ):
-        num_labels, image_width = class_texts.shape
+        num_labels, image_width = class_embeddings.shape
         dtype = jnp.dtype(dtype)
         num_queries = num_labels if queries == "text" else min(num_labels, groups)
         if queries == "text":
-            self.class_texts = Frozen(jnp.asarray(class_texts))
+            self.class_embeddings = Frozen(jnp.asarray(class_embeddings))
             self.text_projection = linear(image_width, width, dtype, rngs)
             self.projection = Logits(width, 1, dtype=dtype, rngs=rngs)
         else:
@@ -80,7 +80,7 @@ class MLDecoder(nnx.Module):
     def label_axes(self):
         """Which arrays go over the labels, or groups of them, and along which dimension; see `adapters`."""
         if self.query_kind == "text":
-            return {"class_texts": 0}
+            return {"class_embeddings": 0}
         return {"queries": 0, "kernel": 0, "bias": 0}
 
     def __call__(self, embeddings, local=None, keys=None):
@@ -89,7 +89,7 @@ class MLDecoder(nnx.Module):
         b, t, _ = tokens.shape
         tokens = jax.nn.relu(self.image_projection(tokens.reshape(b * t, -1))).reshape(b, t, -1)
         if self.query_kind == "text":
-            queries = jax.nn.relu(self.text_projection(self.class_texts[...])).astype(jnp.float32)
+            queries = jax.nn.relu(self.text_projection(self.class_embeddings[...])).astype(jnp.float32)
         else:
             queries = self.queries[...]
         queries = jnp.broadcast_to(queries, (b, *queries.shape))

@@ -5,7 +5,7 @@ from flax import nnx
 
 from mlclip_jax.adapters.layers import DecoderBlock, Logits, fold_in, image_tokens, standardised_cosines
 from mlclip_jax.nnx_boundary import Frozen
-from mlclip_jax.zero_shot import unit
+from mlclip_jax.zero_shot import l2_normalize
 
 READOUTS = ("projection", "mean")
 
@@ -28,7 +28,7 @@ class MLDAdapter(nnx.Module):
     as zero-shot CLIP with standardised scores.
 
     Args:
-      class_texts: embeddings of the labels' texts, `(K, D)`; scaled to length 1, or √D in the default.
+      class_embeddings: of the labels, `(K, D)`; scaled to length 1, or √D in the default.
       features: what the queries look at, one of `layers.FEATURES`.
       readout: of the logits, one of `READOUTS`.
       blocks: how many, at least 1.
@@ -41,7 +41,7 @@ class MLDAdapter(nnx.Module):
 
     def __init__(
         self,
-        class_texts,
+        class_embeddings,
         *,
         features="local",
         readout="projection",
@@ -52,9 +52,9 @@ class MLDAdapter(nnx.Module):
         dtype="float32",
         rngs,
     ):
-        width, dtype = class_texts.shape[1], jnp.dtype(dtype)
-        self.class_texts = Frozen(jnp.asarray(class_texts))
-        self.reference_texts = Frozen(jnp.asarray(class_texts))
+        width, dtype = class_embeddings.shape[1], jnp.dtype(dtype)
+        self.class_embeddings = Frozen(jnp.asarray(class_embeddings))
+        self.reference_embeddings = Frozen(jnp.asarray(class_embeddings))
         self.blocks = nnx.List(
             [
                 DecoderBlock(width, num_heads, hidden, dropout=dropout, dtype=dtype, rngs=rngs)
@@ -70,16 +70,16 @@ class MLDAdapter(nnx.Module):
 
     def label_axes(self):
         """Which arrays go over the labels, and along which dimension; see `adapters`."""
-        return {"class_texts": 0, "reference_texts": 0}
+        return {"class_embeddings": 0, "reference_embeddings": 0}
 
     def __call__(self, embeddings, local=None, keys=None):
         """Embeddings (b, D) and local features (b, T, D) to logits (b, K), float32; see `adapters`."""
-        tokens = self.scale * unit(image_tokens(self.features, embeddings, local))
-        texts = self.scale * unit(self.class_texts[...])
+        tokens = self.scale * l2_normalize(image_tokens(self.features, embeddings, local))
+        texts = self.scale * l2_normalize(self.class_embeddings[...])
         texts = jnp.broadcast_to(texts, (len(tokens), *texts.shape))
         for place, block in enumerate(self.blocks):
             tokens = block(texts, tokens, fold_in(keys, place))
         if self.readout == "mean":
             return tokens.mean(axis=-1)
-        cosines = standardised_cosines(embeddings, self.class_texts[...], self.reference_texts[...])
+        cosines = standardised_cosines(embeddings, self.class_embeddings[...], self.reference_embeddings[...])
         return self.projection(tokens)[..., 0] + self.cosine_weight[...] * cosines

@@ -18,7 +18,7 @@ class TaIAdapter(nnx.Module):
     dropout rate.
 
     Args:
-      class_texts: embeddings of the labels' texts, `(K, D)`, of which only the shape is read.
+      class_embeddings: of the labels, `(K, D)`, of which only the shape is read.
       hidden: width of the hidden layers.
       depth: number of fully connected layers, at least 1.
       dropout: probability of zeroing a hidden unit during training, in [0, 1).
@@ -26,8 +26,8 @@ class TaIAdapter(nnx.Module):
       rngs: where the initial weights are drawn from.
     """
 
-    def __init__(self, class_texts, *, hidden=512, depth=3, dropout=0.1, dtype="float32", rngs):
-        num_labels, width = class_texts.shape
+    def __init__(self, class_embeddings, *, hidden=512, depth=3, dropout=0.1, dtype="float32", rngs):
+        num_labels, width = class_embeddings.shape
         widths = [width, *[hidden] * (depth - 1), num_labels]
         *hidden_layers, last = pairwise(widths)
         dtype = jnp.dtype(dtype)

@@ -28,7 +28,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 DTYPES = ("float32", "bfloat16")
 # Settings of `load_backbone`.
-ENCODING = ("dtype", "image_size", "resize", "decode", "positions", "shard_parameters")
+ENCODING = ("dtype", "image_size", "resize", "decode", "position_embeddings", "shard_parameters")
 # What is said of a backbone that lacks a way in.
 MISSING = {"text": "has no text tower", "pair": "does not look at an image and a text together; BLIP does"}
 SHORTEST_TEXT = 16  # tokens; shorter ones are padded to this, so that few lengths are compiled
@@ -43,7 +43,7 @@ def load_backbone(
     resize=None,
     decode="full",
     shard_parameters=False,
-    positions="pooled",
+    position_embeddings="pooled",
 ):
     """Loads a frozen encoder, and prints what it is.
 
@@ -66,8 +66,8 @@ def load_backbone(
         decoded at a reduced scale where the image size allows it, which is faster and nearly the same.
       shard_parameters: whether each parameter is split over the devices instead of copied to all: for a model
         larger than one device's memory. It is gathered as it is used.
-      positions: which features of a CLIP ResNet get position embeddings: "pooled" (CLIP's own), "all"
-        (DualCoOp) or "none" (TaI-DPT, at test time).
+      position_embeddings: which features of a CLIP ResNet get them: "pooled" (CLIP's own), "all" (DualCoOp)
+        or "none" (TaI-DPT, at test time).
 
     Returns:
       A `Backbone`.
@@ -84,12 +84,12 @@ def load_backbone(
         dtype = default_dtype()
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    if positions not in POSITIONS:
-        raise InputError(f"positions {positions!r} is not one of {', '.join(POSITIONS)}")
+    if position_embeddings not in POSITIONS:
+        raise InputError(f"position_embeddings {position_embeddings!r} is not one of {', '.join(POSITIONS)}")
     if decode not in DECODES:
         raise InputError(f"decode {decode!r} is not one of {', '.join(DECODES)}")
     checkpoint = find_checkpoint(name_or_folder, revision)
-    layout = read_layout(checkpoint, positions=positions)
+    layout = read_layout(checkpoint, position_embeddings=position_embeddings)
     image_processor = _image_processor(checkpoint.folder, layout, image_size, resize)
     # Read in float32 whatever comes after, so that what is folded is rounded once, at the end.
     graph, abstract = abstract_module(functools.partial(layout.make_module, dtype=jnp.float32))
@@ -153,7 +153,7 @@ class Backbone:
       grid_size: (rows, columns) of an image's local features.
       context_length: the most tokens of a text, start and end included; None where there is no text tower.
       dtype: of the products, "float32" or "bfloat16".
-      positions: which features of an image get position embeddings, where that can be chosen; else None.
+      position_embeddings: which features of an image get them, where that can be chosen; else None.
       fingerprint: dict of `name`, `revision` and `sha256`, which identifies the weights.
       parameters: nested dict of the weights, on the devices.
       image_processor: the `ImageProcessor`.
@@ -172,7 +172,7 @@ class Backbone:
         self.decode = layout.image_processor.decode
         self.grid_size = tuple(side // layout.stride for side in self.image_size)
         self.context_length = layout.tokenizer and layout.tokenizer.context_length
-        self.dtype, self.positions = dtype, layout.positions
+        self.dtype, self.position_embeddings = dtype, layout.position_embeddings
         self.fingerprint = fingerprint
         places = replicated(self._mesh)
         if shard_parameters:

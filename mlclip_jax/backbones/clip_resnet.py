@@ -48,7 +48,7 @@ class ImageTower(nnx.Module):
       num_heads: of the attention pooling.
       image_size: pixels on a side, which the position embeddings were learnt on.
       projection_width: p.
-      positions: which features get position embeddings, one of `POSITIONS`.
+      position_embeddings: which features get them, one of `POSITIONS`.
       folded: whether batch norms are in the convolutions, see `convolution.fold_norms`.
       dtype: of the products.
     """
@@ -61,7 +61,7 @@ class ImageTower(nnx.Module):
         image_size,
         projection_width,
         *,
-        positions="pooled",
+        position_embeddings="pooled",
         folded=False,
         dtype=jnp.float32,
         rngs,
@@ -79,7 +79,7 @@ class ImageTower(nnx.Module):
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
         self.pool = AttentionPool(width_in, num_heads, image_size // STRIDE, projection_width, rngs=rngs)
-        self.positions = positions
+        self.position_embeddings = position_embeddings
 
     def __call__(self, pixels):
         """Embeddings and local features.
@@ -92,8 +92,8 @@ class ImageTower(nnx.Module):
         """
         grid = self.grid(pixels)
         return (
-            self.pool(grid, positions=self.positions != "none"),
-            self.pool.local(grid, positions=self.positions == "all"),
+            self.pool(grid, positions=self.position_embeddings != "none"),
+            self.pool.local(grid, positions=self.position_embeddings == "all"),
         )
 
     def grid(self, pixels):

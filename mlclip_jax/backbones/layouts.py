@@ -36,7 +36,7 @@ class Layout(NamedTuple):
       folds: whether it has batch norms to be folded into its convolutions.
       tokenizer: a `Tokenizer`, or None where there is no text tower.
       pair_width: of what is made of an image and a text together, where there is such a thing.
-      positions: what was chosen of `clip_resnet.POSITIONS`, where that matters.
+      position_embeddings: what was chosen of `clip_resnet.POSITIONS`, where that matters.
       weights: the safetensors files.
       settings: the other files that decide an embedding.
     """
@@ -53,17 +53,17 @@ class Layout(NamedTuple):
     folds: bool = False
     tokenizer: Tokenizer | None = None
     pair_width: int | None = None
-    positions: str | None = None
+    position_embeddings: str | None = None
     weights: tuple = ()
     settings: tuple = ()
 
 
-def read_layout(checkpoint, *, positions="pooled"):
+def read_layout(checkpoint, *, position_embeddings="pooled"):
     """The `Layout` of a `weights.Checkpoint`, whose weights are downloaded from the hub if need be.
 
     Args:
       checkpoint: from `weights.find_checkpoint`.
-      positions: see `clip_resnet.ImageTower`.
+      position_embeddings: see `clip_resnet.ImageTower`.
 
     Raises:
       InputError: a file is missing or damaged, the architecture is unknown, or there are no safetensors.
@@ -76,7 +76,7 @@ def read_layout(checkpoint, *, positions="pooled"):
     if model_type in TRANSFORMERS_READERS:
         candidates.append(("model", TRANSFORMERS_READERS[model_type], path, config))
     if open_clip_path.is_file():
-        read = functools.partial(_open_clip, name=checkpoint.name, positions=positions)
+        read = functools.partial(_open_clip, name=checkpoint.name, position_embeddings=position_embeddings)
         candidates.append(("open_clip_model", read, open_clip_path, read_json_object(open_clip_path)))
     elif "architecture" in config:
         candidates.append(("model", _timm, path, config))
@@ -190,7 +190,7 @@ def _timm(path, content):
     )
 
 
-def _open_clip(path, content, *, name, positions):
+def _open_clip(path, content, *, name, position_embeddings):
     from transformers import CLIPConfig
 
     model = _section(path, content, "model_cfg", {"embed_dim": None})
@@ -253,10 +253,10 @@ def _open_clip(path, content, *, name, positions):
             width=width,
             num_heads=_heads(path, width * 32, image["head_width"]),
             image_size=side,
-            positions=positions,
+            position_embeddings=position_embeddings,
         ),
         folds=True,
-        positions=positions,
+        position_embeddings=position_embeddings,
         key_table=clip_resnet.KEY_TABLE,
         ignored_keys=clip_resnet.IGNORED_KEYS,
         stride=clip_resnet.STRIDE,

@@ -42,7 +42,7 @@ def main(values):
     local = reads_local(run["config"].adapter)
     images = read_images(
         source,
-        run["class_texts"],
+        run["class_embeddings"],
         lambda: load_backbone_for(run),
         run["workdir"] / EMBEDDED,
         purpose="calibrate on",
@@ -64,7 +64,7 @@ def main(values):
     origin = {"parameters": digest_parameters(run), "split": images.origin["split"]}
     calibration = calibration._replace(fitted_on=row_hashes(images.vectors))
     write_calibration(values.workdir, calibration, origin | settings | {"before": before, "after": after})
-    _print(run["class_texts"].names, images, calibration, before, after)
+    _print(run["class_embeddings"].names, images, calibration, before, after)
     print(f"\n{Path(values.workdir) / FILE}: `mlclip predict` and `mlclip evaluate` use it from now on")
 
 

@@ -100,7 +100,7 @@ def define_flags(values, _):
         flag_values=values,
     )
     flags.DEFINE_string(
-        "positions", None, "of a CLIP ResNet: pooled (default), all or none", flag_values=values
+        "position_embeddings", None, "of a CLIP ResNet: pooled (default), all or none", flag_values=values
     )
     flags.DEFINE_boolean(
         "shard_parameters", False, "split the parameters over the devices", flag_values=values

@@ -12,9 +12,9 @@ from mlclip_jax.data.sources import read_lines
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.runs import (
     EMBEDDED,
-    carry_over,
     load_backbone_for,
     read_run,
+    with_class_embeddings,
 )
 
 
@@ -26,14 +26,14 @@ def main(values):
     load_backbone = functools.cache(lambda: load_backbone_for(runs[0]))
     if values.classes:
         names = read_lines(values.classes)
-        runs = [carry_over(run, names, load_backbone()) for run in runs]
+        runs = [with_class_embeddings(run, names, load_backbone()) for run in runs]
     source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
     if not (values.embeddings or values.images):  # the images of the run, perhaps with other labels
         source = {**config.evaluation, "labels": values.labels or config.evaluation.labels}
     local = any(reads_local(run["config"].adapter) for run in runs)
     folder = runs[0]["workdir"] / EMBEDDED
-    class_texts, allowed = runs[0]["class_texts"], values.max_skipped
-    images = read_images(source, class_texts, load_backbone, folder, local=local, max_skipped=allowed)
+    class_embeddings, allowed = runs[0]["class_embeddings"], values.max_skipped
+    images = read_images(source, class_embeddings, load_backbone, folder, local=local, max_skipped=allowed)
     print_comparison(compare(runs, images, values.bootstrap, values.protocol))
 
 

@@ -13,17 +13,18 @@ from mlclip_jax.distributed.sharding import AXIS, replicated
 MODES = ("shard_map", "pmap")
 
 
-def sum_over_devices(tree, at_once=True):
+def sum_over_devices(tree, fuse_allreduce=True):
     """`jax.lax.psum` of a tree of arrays over the axis `"data"`, of one device's step.
 
     Args:
       tree: of arrays.
-      at_once: whether arrays may travel as one. XLA sends them so between accelerators, but not between
-        processes of CPUs, where each message takes about a millisecond. Not for those split over labels too.
+      fuse_allreduce: whether arrays may travel as one. XLA sends them so between accelerators, but not
+        between processes of CPUs, where each message takes about a millisecond. Not for those split over
+        labels too.
     """
     if jax.lax.axis_size(AXIS) == 1:  # where XLA has no sum for what is split over labels
         return tree
-    if not at_once or jax.process_count() == 1 or jax.default_backend() != "cpu":
+    if not fuse_allreduce or jax.process_count() == 1 or jax.default_backend() != "cpu":
         return jax.lax.psum(tree, AXIS)
     arrays, structure = jax.tree.flatten(tree)
     sums = [None] * len(arrays)

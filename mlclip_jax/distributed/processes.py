@@ -91,10 +91,10 @@ def all_or_none():
         raise
     except Exception as error:
         if not getattr(error, "announced", False):
-            everywhere(False)
+            all_processes(False)
             error.announced = True
         raise
-    if not everywhere(True):
+    if not all_processes(True):
         raise _Announced("another process could not go on; its own message says why")
 
 
@@ -110,7 +110,7 @@ def check_shared(folder):
     Raises:
       InputError: it is none of those that the first process writes in.
     """
-    token = str(agreed(np.uint32(secrets.randbits(32))))
+    token = str(broadcast_from_first(np.uint32(secrets.randbits(32))))
     sign = Path(folder) / f".shared.{token}"
     with all_or_none():
         if is_first():
@@ -137,7 +137,7 @@ def check_alike(*content):
     """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
     own = np.frombuffer(digest, np.uint8)
-    first = np.asarray(agreed(own))
+    first = np.asarray(broadcast_from_first(own))
     with all_or_none():
         if not np.array_equal(own, first):
             raise InputError(
@@ -160,13 +160,13 @@ def held_by_this_run(folder):
         yield
 
 
-def everywhere(holds):
+def all_processes(holds):
     """Whether something holds on every process; all of them must ask."""
     if jax.process_count() == 1:
         return bool(holds)
     return bool(multihost_utils.process_allgather(np.array(holds)).all())
 
 
-def agreed(value):
+def broadcast_from_first(value):
     """The first process's `value`, an array or number, on every process."""
     return multihost_utils.broadcast_one_to_all(value) if jax.process_count() > 1 else value

@@ -28,7 +28,7 @@ def image_origin(backbone):
         "resize": backbone.resize,
         "decode": backbone.decode,
         "dtype": backbone.dtype,
-        "positions": backbone.positions,
+        "position_embeddings": backbone.position_embeddings,
     }
 
 

@@ -18,7 +18,7 @@ from mlclip_jax.training.checkpoints import describe
 
 def read_images(
     source,
-    class_texts,
+    class_embeddings,
     load_backbone,
     folder,
     *,
@@ -27,12 +27,12 @@ def read_images(
     local=False,
     max_skipped=MAX_SKIPPED,
 ):
-    """The images to score, or to train on, as `Embeddings` whose labels have the columns of `class_texts`.
+    """The images to score, or to train on: `Embeddings` whose labels have the columns of `class_embeddings`.
 
     Args:
       source: a mapping with `embeddings` (a file, or a folder of shards) or `images` (a folder, or what
         `datasets.open_images` opens), and `labels` (a table, where these have none, or to replace them).
-      class_texts: `Embeddings` of the classes.
+      class_embeddings: `Embeddings` of the classes.
       load_backbone: called without arguments where images have to be embedded.
       folder: where to keep the embeddings of images, so that they are made once.
       purpose: what they are for, which errors name.
@@ -58,26 +58,26 @@ def read_images(
         raise InputError(f"{split} holds no local features, which this adapter reads; embed with --local")
     if not local:
         images = images._replace(local=None)
-    expected_width = class_texts.vectors.shape[1]
+    expected_width = class_embeddings.vectors.shape[1]
     for what, array in (("embeddings", images.vectors), ("local features", images.local)):
         if array is not None and array.shape[-1] != expected_width:
             raise InputError(
                 f"{split}: {what} are {array.shape[-1]} wide, the class texts {expected_width}; "
                 "both must come from one backbone"
             )
-    backbones = [backbone_of(embeddings.origin) for embeddings in (images, class_texts)]
+    backbones = [backbone_of(embeddings.origin) for embeddings in (images, class_embeddings)]
     if all(backbones) and backbones[0]["sha256"] != backbones[1]["sha256"]:
         raise InputError(
             f"{split} was made by {describe(backbones[0])}, the class texts by {describe(backbones[1])}; "
             "both must come from one backbone"
         )
-    labels = _aligned_labels(source.get("labels"), split, images, class_texts.names, flag)
+    labels = _aligned_labels(source.get("labels"), split, images, class_embeddings.names, flag)
     if not any(np.any(block == 1) for block in blocks(labels)):
         raise InputError(
-            f"{split}: no image has any of the {len(class_texts.names)} labels, so no mAP exists"
+            f"{split}: no image has any of the {len(class_embeddings.names)} labels, so no mAP exists"
         )
     origin = (images.origin or {}) | {"split": str(split)}
-    return images._replace(labels=labels, label_names=class_texts.names, origin=origin)
+    return images._replace(labels=labels, label_names=class_embeddings.names, origin=origin)
 
 
 def embedded_once(source, backbone, folder, *, local=False, max_skipped=MAX_SKIPPED):

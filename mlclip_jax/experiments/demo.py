@@ -74,9 +74,9 @@ def demo(workdir, num_seeds=1):
             runs.setdefault(method, []).append(read_run(folder))
 
     start = time.monotonic()
-    class_texts = next(iter(runs.values()))[0]["class_texts"]
-    images = _labelled(workdir, "test", split, class_texts)
-    figures = {COSINE: [score(cosine_scores(images.vectors, class_texts.vectors), images)]}
+    class_embeddings = next(iter(runs.values()))[0]["class_embeddings"]
+    images = _labelled(workdir, "test", split, class_embeddings)
+    figures = {COSINE: [score(cosine_scores(images.vectors, class_embeddings.vectors), images)]}
     seconds[COSINE] = [time.monotonic() - start]
     for method, own in runs.items():
         figures[method] = [score(scores_of(run, images), images) for run in own]
@@ -91,7 +91,7 @@ def demo(workdir, num_seeds=1):
     ]
     rows.append([COSINE, trained_on[COSINE], second_set, f"{other_figure:.1f}", "0"])
     table = markdown_table(["method", "trained on", "scored on", "mAP", "seconds"], rows)
-    gap = float(modality_gap(images.vectors, class_texts.vectors))
+    gap = float(modality_gap(images.vectors, class_embeddings.vectors))
     notes = [
         f"{PROTOCOLS['ap']}; {len(images.vectors)} unseen scenes for each set of labels, 64x64 pixels.",
         f"Backbone: {BACKBONE}, prompt {CLASS_TEMPLATE!r}; distance between the modalities' means {gap:.2f}.",
@@ -115,9 +115,9 @@ def _train_and_time(config, folder):
     return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else math.nan
 
 
-def _labelled(workdir, name, split, class_texts):
+def _labelled(workdir, name, split, class_embeddings):
     source = {"embeddings": split[name], "labels": workdir / name / "labels.csv"}
-    return read_images(source, class_texts, None, workdir)
+    return read_images(source, class_embeddings, None, workdir)
 
 
 def _in_seconds(durations):

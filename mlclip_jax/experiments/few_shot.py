@@ -20,7 +20,7 @@ from mlclip_jax.experiments.scenes import BACKBONE, COSINE, embedded_scenes, mea
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.report import markdown_table
-from mlclip_jax.runs import carry_over, read_run, scores_of
+from mlclip_jax.runs import read_run, scores_of, with_class_embeddings
 from mlclip_jax.texts.templates import CLASS_TEMPLATE
 from mlclip_jax.training.train import train
 from mlclip_jax.zero_shot import cosine_scores
@@ -79,7 +79,7 @@ def few_shot(workdir, num_seeds=1, methods=METHODS, fractions=FRACTIONS):
             runs = [_train(workdir, variant, fraction, seed, paths[fraction]) for seed in range(num_seeds)]
             cells.append(mean_and_spread([score(scores_of(run, tested), tested) for run in runs]))
             if fraction == fractions[0] and takes_other_labels(runs[0]["config"].adapter):
-                runs = [carry_over(run, OTHER_LABELS, backbone) for run in runs]
+                runs = [with_class_embeddings(run, OTHER_LABELS, backbone) for run in runs]
                 carried = mean_and_spread([score(scores_of(run, other), other) for run in runs])
         rows.append([method, *cells, carried])
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from mlclip_jax.distributed.processes import all_or_none, everywhere, is_first
+from mlclip_jax.distributed.processes import all_or_none, all_processes, is_first
 from mlclip_jax.errors import InputError
 from mlclip_jax.progress import note
 
@@ -162,12 +162,12 @@ class Checkpoints:
         for candidate in candidates:
             with all_or_none():
                 reason = self._what_is_wrong(candidate, abstract_state)
-            if everywhere(reason is None):
+            if all_processes(reason is None):
                 state, reason = self._load(candidate, abstract_state)
                 # What is split over processes has checksums that all of them compute together.
-                if everywhere(reason is None):
+                if all_processes(reason is None):
                     reason = self._what_has_changed(candidate, state)
-                    if everywhere(reason is None):
+                    if all_processes(reason is None):
                         return candidate, state
             reason = reason or "another process cannot read it"
             reasons.append(f"{candidate} ({reason})")

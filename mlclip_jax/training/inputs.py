@@ -30,12 +30,12 @@ from mlclip_jax.texts.templates import CLASS_TEMPLATE, write_texts
 def read_data(config, workdir):
     """What a recipe names: `Embeddings` of class texts, of examples, and of images to score or None."""
     backbone = functools.cache(lambda: load_backbone_of(config))
-    class_texts = read_class_texts(config, backbone)
+    class_embeddings = read_class_embeddings(config, backbone)
 
     def read(source, **how):
         return read_images(
             source,
-            class_texts,
+            class_embeddings,
             backbone,
             workdir / EMBEDDED,
             local=reads_local(config.adapter),
@@ -49,8 +49,8 @@ def read_data(config, workdir):
     if "examples" in config:
         examples = read(config.examples, flag="--config.examples.", purpose="train on")
     else:
-        examples = read_training_texts(config, class_texts, backbone, workdir)
-    return class_texts, examples, images
+        examples = read_training_texts(config, class_embeddings, backbone, workdir)
+    return class_embeddings, examples, images
 
 
 def suspects(examples, rows):
@@ -61,22 +61,22 @@ def suspects(examples, rows):
     return [f"example {i}" if names is None else names[i] for i in rows[np.argsort(largest)[::-1]]]
 
 
-def read_class_texts(config, backbone):
+def read_class_embeddings(config, backbone):
     """The labels and the embedding of each one's name: `Embeddings` with their fingerprint as `origin`."""
     if "class_embeddings" in config.texts:
         path = config.texts.class_embeddings
-        class_texts = read_embeddings(path)
-        class_texts = class_texts._replace(vectors=np.asarray(class_texts.vectors))
-        origin = fingerprint(path, "", embedding_files(path)) | {"backbone": class_texts.origin}
-        if class_texts.names is None:
+        class_embeddings = read_embeddings(path)
+        class_embeddings = class_embeddings._replace(vectors=np.asarray(class_embeddings.vectors))
+        origin = fingerprint(path, "", embedding_files(path)) | {"backbone": class_embeddings.origin}
+        if class_embeddings.names is None:
             raise InputError(f"{path} does not name its classes; store their names in an array called names")
     else:
         names, path = label_names_of(config)
-        class_texts = embed_names(backbone(), names, CLASS_TEMPLATE)
-        origin = class_texts.origin
-    check_label_names(class_texts.names, path)
-    labels = hashlib.sha256("\n".join(class_texts.names).encode()).hexdigest()
-    return class_texts._replace(origin=origin | {"labels": labels})
+        class_embeddings = embed_names(backbone(), names, CLASS_TEMPLATE)
+        origin = class_embeddings.origin
+    check_label_names(class_embeddings.names, path)
+    labels = hashlib.sha256("\n".join(class_embeddings.names).encode()).hexdigest()
+    return class_embeddings._replace(origin=origin | {"labels": labels})
 
 
 def label_names_of(config):
@@ -105,9 +105,9 @@ def label_names_of(config):
     )
 
 
-def read_training_texts(config, class_texts, backbone, workdir):
+def read_training_texts(config, class_embeddings, backbone, workdir):
     """`Embeddings` of the training texts (N, D), with labels (N, K)."""
-    label_names, num_labels = class_texts.names, len(class_texts.names)
+    label_names, num_labels = class_embeddings.names, len(class_embeddings.names)
     if config.texts.number < num_labels:
         raise InputError(
             f"--config.texts.number={config.texts.number} leaves labels without a text; "
@@ -115,7 +115,7 @@ def read_training_texts(config, class_texts, backbone, workdir):
         )
     labels = sample_label_sets(config.seed, config.texts.number, num_labels, config.texts.max_labels)
     if "class_embeddings" in config.texts:
-        return Embeddings(mix_class_embeddings(labels, class_texts.vectors), labels=labels)
+        return Embeddings(mix_class_embeddings(labels, class_embeddings.vectors), labels=labels)
     texts = tuple(write_texts(labels, label_names, config.seed))
     path = workdir / "texts.npz"  # encoding takes minutes: done once per run
     with all_or_none():

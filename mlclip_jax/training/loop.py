@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mlclip_jax.distributed.data_parallel import MODES
-from mlclip_jax.distributed.processes import agreed, all_or_none
+from mlclip_jax.distributed.processes import all_or_none, broadcast_from_first
 from mlclip_jax.distributed.sharding import AXIS, LABEL_AXIS, place, replicated, split_labels, split_rows
 from mlclip_jax.errors import InputError, Preempted
 from mlclip_jax.progress import note, progress_bar
@@ -129,7 +129,7 @@ def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=Non
                 evaluated = evaluate(state)
                 metrics |= evaluated
                 if METRIC in evaluated:  # not where no example has a label
-                    metric = float(agreed(np.float32(evaluated[METRIC])))
+                    metric = float(broadcast_from_first(np.float32(evaluated[METRIC])))
             log.add(step, metrics)
             stop = asked_to_stop() and step < train.steps
             is_best = metric is not None and (highest is None or metric > highest)

@@ -64,7 +64,7 @@ from mlclip_jax.progress import note
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
 from mlclip_jax.training.checkpoints import Checkpoints
 from mlclip_jax.training.loop import resume, run_conditions, run_steps
-from mlclip_jax.training.step import initial_state, update
+from mlclip_jax.training.step import apply_gradients, initial_state
 from mlclip_jax.zero_shot import cosine_scores, modality_gap
 
 CAPTIONS_READ = 10_000  # to learn the tokenizer from
@@ -140,7 +140,7 @@ def pretrain(config, workdir):
         optimizer,
         config.loss,
         examples.image_processor.normalise,
-        may_skip=config.train.max_skipped_steps > 0,
+        skip_nonfinite=config.train.max_skipped_steps > 0,
     )
     run_on_devices = data_parallel(make_single(step_function), config.train.parallel, mesh, split_data=True)
 
@@ -374,7 +374,7 @@ def make_optimizer(config):
     return optax.chain(optax.clip_by_global_norm(settings.max_norm), muon)
 
 
-def make_pretrain_step(graph, optimizer, loss_settings, normalise, *, may_skip=False):
+def make_pretrain_step(graph, optimizer, loss_settings, normalise, *, skip_nonfinite=False):
     """The step of one device, `step(state, frozen, batch, step) -> (state, metrics)`; see `train.py`.
 
     Args:
@@ -382,7 +382,7 @@ def make_pretrain_step(graph, optimizer, loss_settings, normalise, *, may_skip=F
       optimizer: an `optax.GradientTransformation`.
       loss_settings: `max_scale`, of the cosines, and `auxiliary`, the weight of the label loss.
       normalise: uint8 pixels to what the image tower takes.
-      may_skip: see `loop.update`.
+      skip_nonfinite: see `apply_gradients`.
     """
 
     def pretrain_step(state, frozen, batch, step):
@@ -406,7 +406,9 @@ def make_pretrain_step(graph, optimizer, loss_settings, normalise, *, may_skip=F
         (total, (count, *parts, scale)), gradient = jax.value_and_grad(loss, has_aux=True)(
             state["parameters"]
         )
-        state, metrics = update(optimizer, state, total, count, gradient, may_skip=may_skip)
+        state, metrics = apply_gradients(
+            optimizer, state, total, count, gradient, skip_nonfinite=skip_nonfinite
+        )
         # Without a cap the temperature may vanish (Radford et al. 2021, section 2.5). The parameter itself is
         # held below it, so that what is saved is what was trained, and may come down again.
         clip = state["parameters"]["clip"]

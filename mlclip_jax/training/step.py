@@ -40,7 +40,9 @@ def _sum_and_count(settings):
     return functools.partial(LOSSES[settings["name"]].sum_and_count, **own)
 
 
-def make_train_step(graph, optimizer, loss_sum, perturbation, key, *, may_skip=False, at_once=True):
+def make_train_step(
+    graph, optimizer, loss_sum, perturbation, key, *, skip_nonfinite=False, fuse_allreduce=True
+):
     """The training step of one device: `train_step(state, frozen, batch, step) -> (state, metrics)`.
 
     Written for any number of devices: `batch` is one device's share of the global batch, and sums over
@@ -53,7 +55,7 @@ def make_train_step(graph, optimizer, loss_sum, perturbation, key, *, may_skip=F
       loss_sum: from `make_loss`.
       perturbation: `radius` and `sampling`; see `perturbation.perturb`.
       key: the run's typed PRNG key.
-      may_skip, at_once: see `loop.update`.
+      skip_nonfinite, fuse_allreduce: see `apply_gradients`.
     """
 
     def perturb_one(key, embedding):
@@ -71,7 +73,9 @@ def make_train_step(graph, optimizer, loss_sum, perturbation, key, *, may_skip=F
             return loss_sum(adapter(embeddings, batch.get("local"), dropout_keys), batch["labels"])
 
         sums, gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
-        return update(optimizer, state, *sums, gradient, may_skip=may_skip, at_once=at_once)
+        return apply_gradients(
+            optimizer, state, *sums, gradient, skip_nonfinite=skip_nonfinite, fuse_allreduce=fuse_allreduce
+        )
 
     return train_step
 
@@ -103,7 +107,7 @@ def initial_state(parameters, optimizer):
         }
 
 
-def update(optimizer, state, total, count, gradient, *, may_skip=False, at_once=True):
+def apply_gradients(optimizer, state, total, count, gradient, *, skip_nonfinite=False, fuse_allreduce=True):
     """The end of a training step: what one device found out, summed over all, moves the parameters.
 
     Args:
@@ -112,15 +116,15 @@ def update(optimizer, state, total, count, gradient, *, may_skip=False, at_once=
       total: this device's sum of losses, a scalar.
       count: what the sum is to be divided by, once both are summed over devices.
       gradient: of `total`.
-      may_skip: whether a step whose loss or gradient is not finite leaves the state as it was.
-      at_once: see `parallel.sum_over_devices`.
+      skip_nonfinite: whether a step whose loss or gradient is not finite leaves the state as it was.
+      fuse_allreduce: see `data_parallel.sum_over_devices`.
 
     Returns:
       The new state, and the metrics: the mean `loss`, whether it and the gradient are `finite`, and how many
       steps of the run were not (`skipped`).
     """
     # Sums first, then one division: devices may know different numbers of labels.
-    total, count, gradient = sum_over_devices((total, count, gradient), at_once)
+    total, count, gradient = sum_over_devices((total, count, gradient), fuse_allreduce)
     count = jnp.maximum(count, 1)
     gradient = jax.tree.map(lambda g: g / count, gradient)
     finite = jnp.isfinite(total)
@@ -129,7 +133,7 @@ def update(optimizer, state, total, count, gradient, *, may_skip=False, at_once=
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes; all else here runs strictly
         updates, optimizer_state = optimizer.update(gradient, state["optimizer"], state["parameters"])
     moved = {"parameters": optax.apply_updates(state["parameters"], updates), "optimizer": optimizer_state}
-    if may_skip:
+    if skip_nonfinite:
         moved = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), moved, {k: state[k] for k in moved}
         )

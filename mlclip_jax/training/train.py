@@ -49,10 +49,10 @@ from mlclip_jax.nnx_boundary import split_trainable
 from mlclip_jax.perturbation import LENGTHS
 from mlclip_jax.progress import note
 from mlclip_jax.runs import (
-    read_drawn,
+    read_random_buffers,
     read_run,
     score_images,
-    write_drawn,
+    write_random_buffers,
     write_trained_on,
 )
 from mlclip_jax.training.checkpoints import METRIC, Checkpoints
@@ -94,14 +94,14 @@ def train(config, workdir):
     check_shared(workdir)
     note(describe_mesh(mesh, config.train.batch_size))
     with all_or_none():
-        class_texts, examples, images = read_data(config, workdir)
-    local, origin = reads_local(config.adapter), class_texts.origin
+        class_embeddings, examples, images = read_data(config, workdir)
+    local, origin = reads_local(config.adapter), class_embeddings.origin
     if "examples" in config:
         origin = origin | {"examples": digest(examples)}
     described = json.loads(config.to_json())
     check_alike(described, origin)
 
-    adapter = make_adapter(config.adapter, class_texts.vectors, rngs=nnx.Rngs(config.seed))
+    adapter = make_adapter(config.adapter, class_embeddings.vectors, rngs=nnx.Rngs(config.seed))
     graph, parameters, frozen = split_trainable(adapter)
     optimizer = make_optimizer(config)
     state = initial_state(parameters, optimizer)
@@ -113,8 +113,8 @@ def train(config, workdir):
         make_loss(config.loss),
         config.perturbation,
         jax.random.key(config.seed),
-        may_skip=config.train.max_skipped_steps > 0,
-        at_once=config.train.label_shards == 1,
+        skip_nonfinite=config.train.max_skipped_steps > 0,
+        fuse_allreduce=config.train.label_shards == 1,
     )
     data = {"embeddings": examples.vectors, "labels": examples.labels}
     if local:
@@ -129,7 +129,7 @@ def train(config, workdir):
             state_shardings=state_shardings,
         )
         # The backbone's work is in the data already; what is frozen are the class texts and the like.
-        return lambda state, data, indices, steps: run(state, kept, data, indices, steps)
+        return lambda state, data, indices, steps: run(state, frozen_on_device, data, indices, steps)
 
     def indices_of(first, end):
         number, size = len(examples.vectors), config.train.batch_size
@@ -139,7 +139,7 @@ def train(config, workdir):
     run_chunk = make_run_chunk(compiled, data, indices_of, end_after, mesh)
 
     def evaluate_now(state):
-        own = local_copy((state["parameters"], kept), mesh)
+        own = local_copy((state["parameters"], frozen_on_device), mesh)
         scores = score_images(graph, *own, images)
         return {METRIC: 100 * mean_average_precision(scores, np.asarray(images.labels))[0]}
 
@@ -156,16 +156,16 @@ def train(config, workdir):
         with all_or_none():
             if is_first():
                 if not step:
-                    write_drawn(workdir, frozen)
+                    write_random_buffers(workdir, frozen)
                 recipes.write_config(workdir, config)
                 if "examples" in config:
                     write_trained_on(workdir, examples)
                 if step < config.train.steps:  # it was fitted to parameters that are about to change
                     (workdir / calibration.FILE).unlink(missing_ok=True)
-                write_embeddings(workdir / "classes.npz", class_texts)
+                write_embeddings(workdir / "classes.npz", class_embeddings)
         with all_or_none():
-            frozen |= read_drawn(workdir)
-        kept = place(frozen, split_by_labels(mesh, frozen, adapter.label_axes()))
+            frozen |= read_random_buffers(workdir)
+        frozen_on_device = place(frozen, split_by_labels(mesh, frozen, adapter.label_axes()))
         title, number = TITLES[config.adapter.name], sum(x.size for x in jax.tree.leaves(parameters))
         note(f"{title}: {number:,} parameters, {config.adapter.dtype}")
         if config.loss.name in UNCALIBRATED:
@@ -181,7 +181,7 @@ def train(config, workdir):
             names_of,
         )
     learnt_from = f"{len(examples.vectors)} {'images' if 'examples' in config else 'texts'}"
-    labels = f"{len(class_texts.names)} labels"
+    labels = f"{len(class_embeddings.names)} labels"
     print(f"{workdir}: trained {config.train.steps} steps on {learnt_from} about {labels}")
     if images is not None:
         print_comparison(compare([read_run(workdir)], images))

@@ -11,7 +11,7 @@ from mlclip_jax.adapters import ADAPTERS, TITLES, make_adapter, reads_local, tak
 from mlclip_jax.nnx_boundary import merge_module, split_trainable
 
 GENERATOR = np.random.default_rng(0)
-CLASS_TEXTS = GENERATOR.normal(size=(5, 16)).astype(np.float32)
+CLASS_EMBEDDINGS = GENERATOR.normal(size=(5, 16)).astype(np.float32)
 EMBEDDINGS = GENERATOR.normal(size=(6, 16)).astype(np.float32)
 LOCAL = GENERATOR.normal(size=(6, 4, 16)).astype(np.float32)
 
@@ -30,7 +30,7 @@ SETTINGS = {
 
 
 def make(case, dtype="float32"):
-    return make_adapter(SETTINGS[case] | {"dtype": dtype}, CLASS_TEXTS, rngs=nnx.Rngs(0))
+    return make_adapter(SETTINGS[case] | {"dtype": dtype}, CLASS_EMBEDDINGS, rngs=nnx.Rngs(0))
 
 
 def logits(case, *arguments, dtype="float32"):
@@ -107,6 +107,6 @@ def test_which_adapters_take_other_labels():
 
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(InputError, match=r"adapter\.num_heads=5 does not divide the width 16"):
-        make_adapter({"name": "mld", "num_heads": 5}, CLASS_TEXTS, rngs=nnx.Rngs(0))
+        make_adapter({"name": "mld", "num_heads": 5}, CLASS_EMBEDDINGS, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match=r"adapter\.num_heads=5 does not divide the width 24"):
-        make_adapter({"name": "ml_decoder", "num_heads": 5, "width": 24}, CLASS_TEXTS, rngs=nnx.Rngs(0))
+        make_adapter({"name": "ml_decoder", "num_heads": 5, "width": 24}, CLASS_EMBEDDINGS, rngs=nnx.Rngs(0))

@@ -9,7 +9,7 @@ from mlclip_jax.nnx_boundary import split_trainable
 
 GENERATOR = np.random.default_rng(0)
 EMBEDDINGS = GENERATOR.normal(size=(3, 6)).astype(np.float32)
-CLASS_TEXTS = GENERATOR.normal(size=(4, 6)).astype(np.float32)
+CLASS_EMBEDDINGS = GENERATOR.normal(size=(4, 6)).astype(np.float32)
 
 
 def of_layer(adapter, inputs):
@@ -17,7 +17,7 @@ def of_layer(adapter, inputs):
 
 
 def test_without_text_it_is_one_linear_layer():
-    adapter = FCAdapter(CLASS_TEXTS, text="none", rngs=nnx.Rngs(0))
+    adapter = FCAdapter(CLASS_EMBEDDINGS, text="none", rngs=nnx.Rngs(0))
     _, parameters, frozen = split_trainable(adapter)
     shapes = {name: array.shape for name, array in parameters["linear"].items()}
     assert shapes == {"kernel": (6, 4), "bias": (4,)}
@@ -27,8 +27,8 @@ def test_without_text_it_is_one_linear_layer():
 
 
 def test_as_published_the_first_text_is_a_bias():
-    adapter = FCAdapter(CLASS_TEXTS, text="first", rngs=nnx.Rngs(0))
-    inputs = np.concatenate([EMBEDDINGS, np.tile(CLASS_TEXTS[0], (3, 1))], axis=1)
+    adapter = FCAdapter(CLASS_EMBEDDINGS, text="first", rngs=nnx.Rngs(0))
+    inputs = np.concatenate([EMBEDDINGS, np.tile(CLASS_EMBEDDINGS[0], (3, 1))], axis=1)
     np.testing.assert_allclose(adapter(EMBEDDINGS), of_layer(adapter, inputs), rtol=1e-5, atol=1e-6)
     # The same for every image: differences between images are the layer's alone.
     without = of_layer(adapter, np.concatenate([EMBEDDINGS, np.zeros((3, 6))], axis=1))
@@ -36,11 +36,11 @@ def test_as_published_the_first_text_is_a_bias():
 
 
 def test_each_label_has_its_own_cosine():
-    adapter = FCAdapter(CLASS_TEXTS, text="cosine", rngs=nnx.Rngs(0))
+    adapter = FCAdapter(CLASS_EMBEDDINGS, text="cosine", rngs=nnx.Rngs(0))
     weights = np.array([1, 2, 3, -1], np.float32)
     adapter.cosine_weight[...] = weights
-    cosines = EMBEDDINGS @ CLASS_TEXTS.T
-    cosines /= np.linalg.norm(EMBEDDINGS, axis=1)[:, None] * np.linalg.norm(CLASS_TEXTS, axis=1)
+    cosines = EMBEDDINGS @ CLASS_EMBEDDINGS.T
+    cosines /= np.linalg.norm(EMBEDDINGS, axis=1)[:, None] * np.linalg.norm(CLASS_EMBEDDINGS, axis=1)
     cosines = (cosines - cosines.mean(axis=1, keepdims=True)) / cosines.std(axis=1, keepdims=True)
     expected = of_layer(adapter, EMBEDDINGS) + weights * cosines
     np.testing.assert_allclose(adapter(EMBEDDINGS), expected, rtol=1e-4, atol=1e-5)
@@ -48,6 +48,6 @@ def test_each_label_has_its_own_cosine():
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_class_texts_are_not_trained(text):
-    _, parameters, frozen = split_trainable(FCAdapter(CLASS_TEXTS, text=text, rngs=nnx.Rngs(0)))
-    assert "class_texts" not in parameters
-    assert frozen.keys() == (set() if text == "none" else {"class_texts"})
+    _, parameters, frozen = split_trainable(FCAdapter(CLASS_EMBEDDINGS, text=text, rngs=nnx.Rngs(0)))
+    assert "class_embeddings" not in parameters
+    assert frozen.keys() == (set() if text == "none" else {"class_embeddings"})

@@ -65,7 +65,7 @@ def test_each_group_reads_its_own_query():
 @pytest.mark.parametrize("queries", QUERIES)
 def test_what_is_frozen(queries):
     _, parameters, frozen = split_trainable(MLDecoder(texts(6), queries=queries, **SMALL, rngs=nnx.Rngs(0)))
-    assert frozen.keys() == {"frozen": {"queries"}, "learnt": set(), "text": {"class_texts"}}[queries]
+    assert frozen.keys() == {"frozen": {"queries"}, "learnt": set(), "text": {"class_embeddings"}}[queries]
     assert ("queries" in parameters) == (queries == "learnt")
 
 

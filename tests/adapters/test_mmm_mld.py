@@ -11,7 +11,7 @@ from mlclip_jax.losses import binary_cross_entropy
 from mlclip_jax.nnx_boundary import merge_module, split_trainable
 
 GENERATOR = np.random.default_rng(0)
-CLASS_TEXTS = GENERATOR.normal(size=(5, 16)).astype(np.float32)
+CLASS_EMBEDDINGS = GENERATOR.normal(size=(5, 16)).astype(np.float32)
 EMBEDDINGS = GENERATOR.normal(size=(8, 16)).astype(np.float32)
 LOCAL = GENERATOR.normal(size=(8, 6, 16)).astype(np.float32)
 LABELS = GENERATOR.integers(0, 2, (8, 5)).astype(np.int8)
@@ -20,7 +20,7 @@ PUBLISHED = {"features": "pooled", "readout": "mean", "dropout": 0.0}
 
 def gradient_sizes(**settings):
     """The largest gradient of each part of an adapter at its start."""
-    adapter = MLDAdapter(CLASS_TEXTS, hidden=32, **settings, rngs=nnx.Rngs(0))
+    adapter = MLDAdapter(CLASS_EMBEDDINGS, hidden=32, **settings, rngs=nnx.Rngs(0))
     graph, parameters, frozen = split_trainable(adapter)
 
     def loss(parameters):
@@ -40,7 +40,7 @@ def test_as_published_its_blocks_have_the_size_of_the_originals():
 
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_as_published_it_begins_at_zero_and_hardly_learns(blocks):
-    adapter = MLDAdapter(CLASS_TEXTS, hidden=32, blocks=blocks, **PUBLISHED, rngs=nnx.Rngs(0))
+    adapter = MLDAdapter(CLASS_EMBEDDINGS, hidden=32, blocks=blocks, **PUBLISHED, rngs=nnx.Rngs(0))
     assert np.abs(adapter(EMBEDDINGS)).max() < 1e-6
     sizes = gradient_sizes(blocks=blocks, **PUBLISHED)
     last = f"['blocks']['{blocks - 1}']['norm2']"
@@ -49,15 +49,15 @@ def test_as_published_it_begins_at_zero_and_hardly_learns(blocks):
 
 
 def test_with_one_key_every_class_attends_alike():
-    adapter = MLDAdapter(CLASS_TEXTS, hidden=32, **PUBLISHED, rngs=nnx.Rngs(0))
+    adapter = MLDAdapter(CLASS_EMBEDDINGS, hidden=32, **PUBLISHED, rngs=nnx.Rngs(0))
     attention = adapter.blocks[0].attention
-    attended = attention(jnp.tile(CLASS_TEXTS, (8, 1)), 5, context=EMBEDDINGS[:, None]).reshape(8, 5, 16)
+    attended = attention(jnp.tile(CLASS_EMBEDDINGS, (8, 1)), 5, context=EMBEDDINGS[:, None]).reshape(8, 5, 16)
     np.testing.assert_allclose(attended, attended[:, :1].repeat(5, axis=1), atol=1e-6)
 
 
 def test_the_default_begins_as_zero_shot_and_learns():
-    adapter = MLDAdapter(CLASS_TEXTS, hidden=32, rngs=nnx.Rngs(0))
-    cosines = EMBEDDINGS @ CLASS_TEXTS.T / np.linalg.norm(CLASS_TEXTS, axis=1)
+    adapter = MLDAdapter(CLASS_EMBEDDINGS, hidden=32, rngs=nnx.Rngs(0))
+    cosines = EMBEDDINGS @ CLASS_EMBEDDINGS.T / np.linalg.norm(CLASS_EMBEDDINGS, axis=1)
     cosines = (cosines - cosines.mean(axis=1, keepdims=True)) / cosines.std(axis=1, keepdims=True)
     np.testing.assert_allclose(adapter(EMBEDDINGS, LOCAL), cosines, rtol=1e-4, atol=1e-5)
     sizes = gradient_sizes()
@@ -68,7 +68,7 @@ def test_the_default_begins_as_zero_shot_and_learns():
 @pytest.mark.parametrize(("settings", "length"), [({}, 4.0), (PUBLISHED, 1.0)])
 def test_texts_and_tokens_enter_the_decoder_at_one_length(settings, length):
     """√D in the default, where each channel is about 1 as a layer norm leaves it; 1 as published."""
-    adapter = MLDAdapter(CLASS_TEXTS, hidden=32, **settings, rngs=nnx.Rngs(0))
+    adapter = MLDAdapter(CLASS_EMBEDDINGS, hidden=32, **settings, rngs=nnx.Rngs(0))
     entered = []
 
     def block(queries, tokens, keys):
@@ -89,7 +89,7 @@ def test_the_default_fits_what_the_published_form_does_not():
 
     losses = {}
     for name, settings in {"default": {}, "published": PUBLISHED}.items():
-        adapter = MLDAdapter(CLASS_TEXTS, hidden=32, **settings, rngs=nnx.Rngs(0))
+        adapter = MLDAdapter(CLASS_EMBEDDINGS, hidden=32, **settings, rngs=nnx.Rngs(0))
         graph, parameters, frozen = split_trainable(adapter)
         optimizer = optax.adam(1e-2)
 
@@ -111,17 +111,17 @@ def test_the_default_fits_what_the_published_form_does_not():
 
 
 def test_other_class_texts_take_the_place_of_those_trained_with():
-    trained = MLDAdapter(CLASS_TEXTS, hidden=32, rngs=nnx.Rngs(0))
+    trained = MLDAdapter(CLASS_EMBEDDINGS, hidden=32, rngs=nnx.Rngs(0))
     trained.projection.kernel[...] = jnp.linspace(-1, 1, 16)[:, None]
     _, parameters, _ = split_trainable(trained)
-    graph, _, frozen = split_trainable(MLDAdapter(CLASS_TEXTS[::-1], hidden=32, rngs=nnx.Rngs(1)))
+    graph, _, frozen = split_trainable(MLDAdapter(CLASS_EMBEDDINGS[::-1], hidden=32, rngs=nnx.Rngs(1)))
     carried = merge_module(graph, parameters, frozen)
     expected = np.asarray(trained(EMBEDDINGS, LOCAL))[:, ::-1]
     np.testing.assert_allclose(carried(EMBEDDINGS, LOCAL), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_lengths_do_not_matter():
-    adapter = MLDAdapter(CLASS_TEXTS, hidden=32, rngs=nnx.Rngs(0))
+    adapter = MLDAdapter(CLASS_EMBEDDINGS, hidden=32, rngs=nnx.Rngs(0))
     adapter.projection.kernel[...] = jnp.linspace(-1, 1, 16)[:, None]
     np.testing.assert_allclose(
         adapter(3 * EMBEDDINGS, 7 * LOCAL), adapter(EMBEDDINGS, LOCAL), rtol=1e-4, atol=1e-5

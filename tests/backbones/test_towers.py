@@ -72,9 +72,9 @@ def test_a_resnets_features_may_have_positions_or_not(tmp_path, golden, position
     backbone = mlclip_jax.load_backbone(
         write_case(tmp_path, "open_clip_resnet"),
         image_size=OTHER_SIZES["open_clip_resnet"],
-        positions=positions,
+        position_embeddings=positions,
     )
-    assert backbone.positions == positions
+    assert backbone.position_embeddings == positions
     encoded = backbone.encode_images(images()[:3], local=True)
     outputs = {"image": encoded.embeddings, "image_local": encoded.local}
     check(outputs, golden, f"open_clip_resnet/{positions}")
@@ -380,7 +380,7 @@ def test_it_prints_what_it_loaded(tmp_path, capsys):
         ({"image_size": (24, 0)}, "image_size"),
         ({"image_size": (24, 24, 3)}, "image_size"),
         ({"image_size": "24"}, "image_size"),
-        ({"positions": "some"}, "positions 'some' is not one of pooled, all, none"),
+        ({"position_embeddings": "some"}, "position_embeddings 'some' is not one of pooled, all, none"),
         ({"revision": "v1"}, "is a folder here, and has no revision 'v1'; leave that out"),
         ({"resize": "stretch"}, "resize 'stretch' is not one of crop, squash"),
     ],

@@ -26,8 +26,8 @@ def run(mode, num_devices, num_steps, labels=None, loss="binary_cross_entropy"):
     generator = np.random.default_rng(0)
     embeddings = generator.normal(size=(NUMBER, WIDTH)).astype(np.float32)
     labels = generator.integers(-1, 2, (NUMBER, LABELS)).astype(np.int8) if labels is None else labels
-    class_texts = np.zeros((LABELS, WIDTH), np.float32)
-    adapter = TaIAdapter(class_texts, hidden=16, dropout=0.3, rngs=nnx.Rngs(0))
+    class_embeddings = np.zeros((LABELS, WIDTH), np.float32)
+    adapter = TaIAdapter(class_embeddings, hidden=16, dropout=0.3, rngs=nnx.Rngs(0))
     graph, parameters, frozen = split_trainable(adapter)
     optimizer = make_optimizer(config)
     mesh = make_mesh(jax.devices()[:num_devices])

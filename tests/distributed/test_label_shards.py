@@ -48,8 +48,8 @@ def run(config, label_shards, num_labels=8, num_steps=5, optimizer=None):
     config = with_loss_constants(config)
     config.adapter.update({key: value for key, value in SMALL.items() if key in config.adapter})
     random = np.random.default_rng(0)
-    class_texts = random.normal(size=(num_labels, WIDTH)).astype(np.float32)
-    adapter = make_adapter(config.adapter, class_texts, rngs=nnx.Rngs(0))
+    class_embeddings = random.normal(size=(num_labels, WIDTH)).astype(np.float32)
+    adapter = make_adapter(config.adapter, class_embeddings, rngs=nnx.Rngs(0))
     graph, parameters, frozen = split_trainable(adapter)
     optimizer, mesh = optimizer or optax.sgd(0.1), make_mesh(label_shards=label_shards)
     state = initial_state(parameters, optimizer)
@@ -63,7 +63,7 @@ def run(config, label_shards, num_labels=8, num_steps=5, optimizer=None):
     placed = place(data, dict.fromkeys(data, replicated(mesh)) | {"labels": split_labels(mesh, 1)})
     frozen = place(frozen, split_by_labels(mesh, frozen, adapter.label_axes()))
     loss, key = make_loss(config.loss), jax.random.key(1)
-    step = make_train_step(graph, optimizer, loss, config.perturbation, key, at_once=label_shards == 1)
+    step = make_train_step(graph, optimizer, loss, config.perturbation, key, fuse_allreduce=label_shards == 1)
     chunk = data_parallel(make_chunk(step), "shard_map", mesh, state_shardings=shardings)
     indices = random.integers(0, NUMBER, (num_steps, BATCH)).astype(np.int32)
     state, metrics = chunk(
@@ -102,7 +102,7 @@ def world(tmp_path_factory):
 
 def small_config(world, label_shards, **train):
     config = tai.get_config()
-    config.texts.class_embeddings = str(world / "class_texts.npz")
+    config.texts.class_embeddings = str(world / "class_embeddings.npz")
     config.texts.number = 300
     config.evaluation.embeddings = str(world / "images.npz")
     config.adapter.hidden = 32

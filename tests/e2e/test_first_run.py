@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from real_data import CLASS_TEXTS, PHOTOGRAPHS, VOCABULARY, needs_real_data
+from real_data import CLASS_EMBEDDINGS, PHOTOGRAPHS, VOCABULARY, needs_real_data
 from tiny_clip import VIT_B_32, read_merges, write_clip
 from tiny_models import RN50, case_weights, write_settings, write_weights
 
@@ -24,7 +24,7 @@ def train(workdir, steps):
         "train",
         "--config=tai:embeddings",
         f"--workdir={workdir}",
-        f"--config.texts.class_embeddings={CLASS_TEXTS}",
+        f"--config.texts.class_embeddings={CLASS_EMBEDDINGS}",
         f"--config.evaluation.embeddings={EMBEDDINGS}",
         f"--config.train.steps={steps}",
     ]
@@ -40,7 +40,7 @@ def run(tmp_path_factory):
 
 def rows_of(run):
     runs = [read_run(run)]
-    images = read_images({"embeddings": EMBEDDINGS}, runs[0]["class_texts"], None, None)
+    images = read_images({"embeddings": EMBEDDINGS}, runs[0]["class_embeddings"], None, None)
     comparison = compare(runs, images, num_samples=200)
     assert comparison["protocol"]["classes"].startswith("63 of 80 ")
     return {(row["method"], row["scoring"]): row for row in comparison["rows"]}

@@ -32,7 +32,13 @@ def test_a_folder_of_images(clip, tmp_path, capsys):
     stored = read_embeddings(output)
     assert stored.names == ("a.png", "b.png", "sub/c.png")
     backbone = mlclip_jax.load_backbone(clip)
-    how = {"image_size": [24, 24], "resize": "crop", "decode": "full", "dtype": "float32", "positions": None}
+    how = {
+        "image_size": [24, 24],
+        "resize": "crop",
+        "decode": "full",
+        "dtype": "float32",
+        "position_embeddings": None,
+    }
     assert stored.origin == backbone.fingerprint | how
     expected = backbone.encode_images([images()[1], images()[0], images()[2]])
     np.testing.assert_allclose(stored.vectors, expected, rtol=0, atol=1e-6)

@@ -16,7 +16,7 @@ WIDTH, HIDDEN, HEADS = 48, 96, 8
 GENERATOR = np.random.default_rng(0)
 EMBEDDINGS = GENERATOR.normal(size=(3, 32)).astype(np.float32)
 LOCAL = GENERATOR.normal(size=(3, 7, 32)).astype(np.float32)
-CLASS_TEXTS = GENERATOR.normal(size=(11, 32)).astype(np.float32)
+CLASS_EMBEDDINGS = GENERATOR.normal(size=(11, 32)).astype(np.float32)
 
 
 def perturbed(module):
@@ -70,7 +70,7 @@ def block(layer, heads):
 def their_ml_decoder(ours, tokens):
     memory = torch.relu(linear(ours.image_projection)(torch.tensor(tokens)))
     if ours.query_kind == "text":
-        queries = torch.relu(linear(ours.text_projection)(tensor(ours.class_texts)))
+        queries = torch.relu(linear(ours.text_projection)(tensor(ours.class_embeddings)))
     else:
         queries = tensor(ours.queries)
     queries = queries[None].expand(len(memory), -1, -1)
@@ -91,7 +91,7 @@ def their_ml_decoder(ours, tokens):
 def test_ml_decoder(queries, groups, features):
     settings = {"queries": queries, "groups": groups, "features": features}
     sizes = {"width": WIDTH, "num_heads": HEADS, "hidden": HIDDEN}
-    ours = perturbed(MLDecoder(CLASS_TEXTS, **settings, **sizes, rngs=nnx.Rngs(0)))
+    ours = perturbed(MLDecoder(CLASS_EMBEDDINGS, **settings, **sizes, rngs=nnx.Rngs(0)))
     tokens = LOCAL if features == "local" else EMBEDDINGS[:, None]
     theirs = their_ml_decoder(ours, tokens)
     np.testing.assert_allclose(ours(EMBEDDINGS, LOCAL), theirs, rtol=0, atol=1e-5)
@@ -100,9 +100,9 @@ def test_ml_decoder(queries, groups, features):
 
 def test_ml_decoder_at_full_size():
     """80 labels, 768 wide, 196 tokens: the original's defaults on RN50's width."""
-    class_texts = GENERATOR.normal(size=(80, 1024)).astype(np.float32)
+    class_embeddings = GENERATOR.normal(size=(80, 1024)).astype(np.float32)
     tokens = GENERATOR.normal(size=(2, 196, 1024)).astype(np.float32)
-    ours = perturbed(MLDecoder(class_texts, rngs=nnx.Rngs(0)))
+    ours = perturbed(MLDecoder(class_embeddings, rngs=nnx.Rngs(0)))
     theirs = their_ml_decoder(ours, tokens)
     error = np.abs(ours(tokens[:, 0], tokens) - theirs).max() / np.abs(theirs).max()
     assert error < 1e-5
@@ -112,8 +112,8 @@ def test_ml_decoder_at_full_size():
 def test_mld_as_published():
     """`AdaptedCLIP.forward` of MMM-CLIP's code: three blocks, each asked by the texts anew."""
     settings = {"features": "pooled", "readout": "mean", "blocks": 3, "num_heads": 4, "dropout": 0.0}
-    ours = perturbed(MLDAdapter(CLASS_TEXTS, hidden=HIDDEN, **settings, rngs=nnx.Rngs(0)))
-    texts = torch.nn.functional.normalize(torch.tensor(CLASS_TEXTS), dim=-1)[None].expand(3, -1, -1)
+    ours = perturbed(MLDAdapter(CLASS_EMBEDDINGS, hidden=HIDDEN, **settings, rngs=nnx.Rngs(0)))
+    texts = torch.nn.functional.normalize(torch.tensor(CLASS_EMBEDDINGS), dim=-1)[None].expand(3, -1, -1)
     tokens = torch.nn.functional.normalize(torch.tensor(EMBEDDINGS), dim=-1)[:, None]
     for layer in ours.blocks:
         tokens = block(layer, 4)(texts, tokens)

@@ -117,7 +117,7 @@ def test_every_adapter_trains(folder, trained, case, mode):
     written = json.loads((workdir / "evaluation.json").read_text())
     scored = read_images(
         {"embeddings": folder / "test.npz", "labels": folder / "test.csv"},
-        run["class_texts"],
+        run["class_embeddings"],
         None,
         None,
         local=True,
@@ -271,10 +271,10 @@ def test_recipes_of_ones_own_that_are_no_recipes(folder, tmp_path):
 def test_what_is_drawn_is_kept_with_the_run(trained, tmp_path):
     """Another version of JAX may draw other queries from the same seed."""
     shutil.copytree(trained("ml_decoder_local")[0], tmp_path, dirs_exist_ok=True)
-    kept = np.load(tmp_path / "drawn.npz")["queries"]
+    kept = np.load(tmp_path / "random_buffers.npz")["queries"]
     run = read_run(tmp_path)
     np.testing.assert_array_equal(run["frozen"]["queries"], kept)
-    np.savez(tmp_path / "drawn.npz", queries=kept + 1)
+    np.savez(tmp_path / "random_buffers.npz", queries=kept + 1)
     np.testing.assert_array_equal(read_run(tmp_path)["frozen"]["queries"], kept + 1)
 
 

@@ -79,10 +79,10 @@ def assert_metrics(outputs, names, shape):
 def training_step(config, mode, label_shards):
     """A chunk of steps of a recipe's adapter on four devices, and its arguments."""
     config = with_loss_constants(config)
-    class_texts = np.random.default_rng(0).normal(size=(LABELS, WIDTH)).astype(np.float32)
+    class_embeddings = np.random.default_rng(0).normal(size=(LABELS, WIDTH)).astype(np.float32)
     if "width" in config.adapter:
         config.adapter.update(width=16, groups=4)
-    adapter = make_adapter(config.adapter, class_texts, rngs=nnx.Rngs(0))
+    adapter = make_adapter(config.adapter, class_embeddings, rngs=nnx.Rngs(0))
     graph, parameters, frozen = split_trainable(adapter)
     optimizer, mesh = make_optimizer(config), make_mesh(label_shards=label_shards)
     state = initial_state(parameters, optimizer)
@@ -93,8 +93,8 @@ def training_step(config, mode, label_shards):
         make_loss(config.loss),
         config.perturbation,
         jax.random.key(0),
-        may_skip=True,
-        at_once=label_shards == 1,
+        skip_nonfinite=True,
+        fuse_allreduce=label_shards == 1,
     )
     run = data_parallel(make_chunk(step), mode, mesh, state_shardings=shardings)
     data = {"embeddings": np.zeros((12, WIDTH), np.float32), "labels": np.zeros((12, LABELS), np.int8)}
@@ -167,8 +167,8 @@ def test_every_tower(tmp_path, case):
 @pytest.mark.parametrize("case", ["tai", "mld"])
 def test_scoring(case):
     config = RECIPES[case]()
-    class_texts = np.zeros((LABELS, WIDTH), np.float32)
-    graph, *states = split_trainable(make_adapter(config.adapter, class_texts, rngs=nnx.Rngs(0)))
+    class_embeddings = np.zeros((LABELS, WIDTH), np.float32)
+    graph, *states = split_trainable(make_adapter(config.adapter, class_embeddings, rngs=nnx.Rngs(0)))
     local = np.zeros((300, 3, WIDTH), np.float32) if reads_local(config.adapter) else None
     score = jax.jit(functools.partial(adapter_scores, graph))
     _, outputs = lower(score, *states, np.zeros((300, WIDTH), np.float32), local)

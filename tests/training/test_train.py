@@ -41,7 +41,7 @@ def world(tmp_path_factory):
 
 def small_config(world, **changes):
     config = tai.get_config()
-    config.texts.class_embeddings = str(world / "class_texts.npz")
+    config.texts.class_embeddings = str(world / "class_embeddings.npz")
     config.texts.number = 300
     config.adapter.hidden = 32
     config.perturbation.radius = 3.0
@@ -51,7 +51,7 @@ def small_config(world, **changes):
 
 
 def read_scored(world, runs):
-    return read_images({"embeddings": str(world / "images.npz")}, runs[0]["class_texts"], None, None)
+    return read_images({"embeddings": str(world / "images.npz")}, runs[0]["class_embeddings"], None, None)
 
 
 def steps_of(workdir):
@@ -195,7 +195,7 @@ def test_embedded_first_and_then_trained(folder, tmp_path, capsys):
     """The way the README shows: every input of the run is a file that `mlclip embed` wrote."""
     embed = ["embed", f"--backbone={folder / 'clip'}"]
     names = [f"--texts={folder / 'labels.txt'}", "--template=a photo of {labels}."]
-    assert main([*embed, *names, f"--output={tmp_path / 'class_texts.npz'}"]) == 0
+    assert main([*embed, *names, f"--output={tmp_path / 'class_embeddings.npz'}"]) == 0
     assert main([*embed, f"--images={folder / 'images'}", f"--output={tmp_path / 'photographs.npz'}"]) == 0
     arguments = train_arguments(
         tmp_path,
@@ -414,9 +414,9 @@ class TestStep:
             "embeddings": generator.normal(size=(8, 6)).astype(np.float32),
             "labels": generator.integers(0, 2, (8, 3)).astype(np.int8),
         }
-        class_texts = np.zeros((3, 6), np.float32)
+        class_embeddings = np.zeros((3, 6), np.float32)
         settings = {"hidden": 16, "dropout": config.adapter.dropout, "dtype": config.adapter.dtype}
-        adapter = TaIAdapter(class_texts, **settings, rngs=nnx.Rngs(0))
+        adapter = TaIAdapter(class_embeddings, **settings, rngs=nnx.Rngs(0))
         graph, parameters, frozen = split_trainable(adapter)
         optimizer = make_optimizer(config)
         state = initial_state(parameters, optimizer)
