@@ -14,18 +14,19 @@ The radius is the mean distance between a scene's embedding and that of the clas
 needs no label to measure. Figures: README, "See it work".
 """
 
+from mlclip_jax import recipes
 from mlclip_jax.configs import mmm_clip, tai
-from mlclip_jax.recipes import read_variant
 
 RADIUS = 23.0
 VARIANTS = ("tai", "no_noise", "fc")
 
 
-def get_config(variant="tai"):
+def get_config(variant=""):
     """The recipe; `variant` is one of `VARIANTS`, perhaps with `,loss=NAME`."""
-    variant, loss = read_variant("demo", variant, VARIANTS, "binary_cross_entropy")
-    config = mmm_clip.get_config("fc") if variant == "fc" else tai.get_config("templates")
-    config.loss = loss
+    name, options = recipes.read_variant("demo", variant, VARIANTS, {"loss": "binary_cross_entropy"})
+    loss = f",loss={options['loss']}"
+    config = mmm_clip.get_config("fc" + loss) if name == "fc" else tai.get_config("templates" + loss)
+    config.recipe = f"demo:{name}{loss}"
     config.backbone = "scenes-clip"
-    config.perturbation.radius = RADIUS if variant == "tai" else 0.0
+    config.perturbation.radius = RADIUS if name == "tai" else 0.0
     return config

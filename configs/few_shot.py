@@ -12,29 +12,29 @@ MLD's peak rate was chosen on other scenes, as the better of 1e-3 and 3e-4; the 
 Figures: README, "From few images".
 """
 
+from mlclip_jax import recipes
 from mlclip_jax.configs import ml_decoder, mmm_clip
-from mlclip_jax.errors import InputError
 
-VARIANTS = ("fc_published", "fc", "mld_published", "mld_pooled", "mld", "ml_decoder", "ml_decoder_text")
+VARIANTS = ("mld", "mld_pooled", "mld_published", "fc", "fc_published", "ml_decoder", "ml_decoder_text")
 
 
-def get_config(variant="mld"):
+def get_config(variant=""):
     """The recipe; `variant` is one of `VARIANTS`, perhaps with `,loss=NAME`."""
-    name, *loss = variant.split(",")
-    if name not in VARIANTS:
-        raise InputError(f"recipe few_shot has no variant {name!r}; it has {', '.join(VARIANTS)}")
+    name, options = recipes.read_variant("few_shot", variant, VARIANTS, {"loss": ""})
+    loss = f",loss={options['loss']}" if options["loss"] else ""
     if name.startswith("ml_decoder"):
-        config = ml_decoder.get_config(",".join(["text" if name == "ml_decoder_text" else "frozen", *loss]))
-        config.adapter.width = 128
+        config = ml_decoder.get_config(("text" if name == "ml_decoder_text" else "frozen") + loss)
+        config.method.width = 128
         config.optimizer.learning_rate = 1e-3
     else:
-        config = mmm_clip.get_config(",".join(["mld" if name == "mld_pooled" else name, *loss]))
+        config = mmm_clip.get_config(("mld" if name == "mld_pooled" else name) + loss)
+    config.recipe = f"few_shot:{name}{loss}"
     if name == "mld_pooled":
-        config.adapter.features = "pooled"
+        config.method.features = "pooled"
     if name == "mld_published":
         config.optimizer.learning_rate = 1e-3
-    if "hidden" in config.adapter:
-        config.adapter.hidden = 256
+    if "hidden" in config.method:
+        config.method.hidden = 256
     config.backbone = "scenes-clip"
     config.train.steps = 300
     return config

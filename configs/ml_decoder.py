@@ -16,31 +16,18 @@ The decoder, its loss (ASL with a negative focus of 4 and a positive one of 0) a
 the published code, which trains a TResNet along with it and reads 90.1 mAP on COCO at 448 pixels.
 """
 
-from ml_collections import ConfigDict
-
-from mlclip_jax.configs import mmm_clip
-from mlclip_jax.recipes import read_variant
+from mlclip_jax import recipes
 
 VARIANTS = ("frozen", "learnt", "text")
 
 
-def get_config(variant="frozen"):
+def get_config(variant=""):
     """The recipe; `variant` is one of `VARIANTS`, perhaps with `,loss=NAME`."""
-    queries, loss = read_variant("ml_decoder", variant, VARIANTS, "asymmetric")
-    if loss.name == "asymmetric":
-        loss.gamma_positive = 0.0
-    config = mmm_clip.get_config("mld")
-    config.adapter = ConfigDict()
-    config.adapter.name = "ml_decoder"
-    config.adapter.features = "local"  # what the queries look at; or "pooled"
-    config.adapter.queries = queries
-    config.adapter.groups = 100  # queries at most, unless each label has its own
-    config.adapter.width = 768
-    config.adapter.num_heads = 8
-    config.adapter.hidden = 2048
-    config.adapter.dropout = 0.1
-    config.adapter.dtype = "float32"  # of the products; or "bfloat16"
-    config.loss = loss  # its name, and its constants
+    config, variant, options = recipes.base("ml_decoder", variant, VARIANTS, loss="asymmetric")
+    config.examples = recipes.labelled_images()  # to train on
+    config.method = recipes.method("ml_decoder", queries=variant)
+    if options["loss"] == "asymmetric":
+        config.loss.gamma_positive = 0.0
     config.optimizer.learning_rate = 1e-4  # the peak
     config.optimizer.weight_decay = 1e-4
     return config

@@ -11,11 +11,15 @@ No figure is known for this recipe: a useful CLIP of photographs takes millions 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from mlclip_jax import recipes
 from mlclip_jax.configs import pretrain_scenes
 
 
-def get_config():
+def get_config(variant=""):
+    """The recipe, which has no variants."""
+    recipes.read_variant("pretrain_captions", variant, ("",), {})
     config = pretrain_scenes.get_config()
+    config.recipe = "pretrain_captions"
     del config.scenes
     config.images = ConfigDict()
     config.images.source = placeholder(str)  # "table:captions.csv,images=photographs", or a dataset

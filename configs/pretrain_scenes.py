@@ -9,17 +9,17 @@ Variants:
 
 from ml_collections import ConfigDict
 
+from mlclip_jax import recipes
 from mlclip_jax.data.scenes import DEFAULT
-from mlclip_jax.errors import InputError
 
 VARIANTS = ("full", "short")
 
 
-def get_config(variant="full"):
+def get_config(variant=""):
     """The recipe; `variant` is one of `VARIANTS`."""
-    if variant not in VARIANTS:
-        raise InputError(f"recipe pretrain_scenes has no variant {variant!r}; it has {', '.join(VARIANTS)}")
+    variant, _ = recipes.read_variant("pretrain_scenes", variant, VARIANTS, {})
     config = ConfigDict()
+    config.recipe = f"pretrain_scenes:{variant}"
     config.seed = 0
     config.max_skipped = 0.01  # fraction of the images that may be unreadable
 

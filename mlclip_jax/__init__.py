@@ -1,21 +1,33 @@
 """Multi-label image classification with a frozen CLIP and small trainable adapters, in JAX."""
 
+import importlib
+
 __version__ = "0.1.0"
 __all__ = ["InputError", "load", "load_backbone"]
+
+_NAMES = {"InputError": "errors", "load": "runs", "load_backbone": "backbones"}
+_MODULES = (
+    "backbones",
+    "calibration",
+    "comparison",
+    "losses",
+    "methods",
+    "metrics",
+    "perturbation",
+    "recipes",
+    "runs",
+    "zero_shot",
+)
 
 
 def __getattr__(name):
     # Imported on first use, so that `import mlclip_jax` and `mlclip --help` stay instant.
-    if name == "load":
-        from mlclip_jax.runs import load
-
-        return load
-    if name == "load_backbone":
-        from mlclip_jax.backbones import load_backbone
-
-        return load_backbone
-    if name == "InputError":
-        from mlclip_jax.errors import InputError
-
-        return InputError
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"mlclip_jax.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"mlclip_jax.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*__all__, *_MODULES, "__version__"])

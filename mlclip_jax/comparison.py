@@ -5,8 +5,7 @@ import json
 import jax
 import numpy as np
 
-from mlclip_jax import metrics, recipes
-from mlclip_jax.adapters import TITLES
+from mlclip_jax import methods, metrics, recipes
 from mlclip_jax.distributed.processes import is_first
 from mlclip_jax.embeddings.labelled import backbone_of
 from mlclip_jax.errors import InputError
@@ -190,16 +189,17 @@ def _write_evaluation(run, scores, cosine, labels, described, protocol):
 def _settings(run):
     """A run's config without what changes nothing of its result."""
     flat = recipes.flat_config(run["config"])
-    return {key: value for key, value in flat.items() if not key.startswith("evaluation.")}
+    return {key: value for key, value in flat.items() if not key.startswith(("evaluation.", "recipe"))}
 
 
 def _method_name(run, runs):
-    """The adapter, and what sets a run apart from the others of its adapter, its seed aside."""
+    """The method, and what sets a run apart from the others of its method, its seed aside."""
     own = _settings(run)
-    name = own["adapter.name"]
-    same = [other for other in map(_settings, runs) if other["adapter.name"] == name]
+    name = own["method.name"]
+    same = [other for other in map(_settings, runs) if other["method.name"] == name]
     differing = [key for key in own if key != "seed" and len({str(other.get(key)) for other in same}) > 1]
-    return ", ".join([TITLES[name], *(f"{key.split('.')[-1]}={own[key]}" for key in differing)])
+    title = methods.find(run["config"].method).title
+    return ", ".join([title, *(f"{key.split('.')[-1]}={own[key]}" for key in differing)])
 
 
 def _describe_protocol(runs, images, num_samples, protocol):

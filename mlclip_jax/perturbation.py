@@ -7,6 +7,8 @@ learns the region around them, where the images of the same labels lie.
 import jax
 import jax.numpy as jnp
 
+from mlclip_jax.ranges import NOT_NEGATIVE, one_of
+
 # How long the noise is, as a fraction of the radius, given u uniform in [0, 1) and the dimension d.
 LENGTHS = {
     "surface": lambda u, _: jnp.ones_like(u),
@@ -41,6 +43,36 @@ def hypersphere_noise(key, shape, radius, sampling="surface"):
     direction /= jnp.linalg.norm(direction, axis=-1, keepdims=True)
     uniform = jax.random.uniform(length_key, (*shape[:-1], 1))
     return radius * LENGTHS[sampling](uniform, shape[-1]) * direction
+
+
+def make_perturbation(settings):
+    """The perturbation of a recipe: `perturb(keys, batch, hyper) -> batch`.
+
+    It moves what a method reads as `image` by up to `hyper["radius"]`, each example by a key of its own.
+    Local features stay.
+
+    Args:
+      settings: its `perturbation`, of which `sampling` is read here.
+    """
+
+    def perturb_batch(keys, batch, hyper):
+        if "image" not in batch:
+            return batch
+
+        def perturb_one(key, embedding):
+            return perturb(key, embedding, hyper["radius"], settings.sampling)
+
+        return batch | {"image": jax.vmap(perturb_one)(keys, batch["image"])}
+
+    return perturb_batch
+
+
+def ranges(reads):
+    """What the settings may be, see `ranges.py`, for a method that reads these features."""
+    radius = NOT_NEGATIVE
+    if "image_local" in reads:
+        radius = (lambda r: r == 0, "0 with local features, which no noise is added to")
+    return {"radius": radius, "sampling": one_of(LENGTHS)}
 
 
 def perturb(key, embeddings, radius, sampling="surface"):

@@ -1,6 +1,7 @@
 """Recipes: config files, found by path or by name, and the flags that override their values."""
 
 import difflib
+import importlib.util
 import json
 import re
 from importlib.resources import files
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_dict import placeholder
 
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
@@ -90,34 +92,132 @@ def find_recipe(name):
     raise InputError(f"no recipe {name!r}: neither a file nor one of {', '.join(sorted(shipped))}")
 
 
-def read_variant(recipe, variant, variants, loss):
-    """The variant of a recipe, such as "mld" or "mld,loss=asymmetric", and the loss it is trained with.
+def base(recipe, given, variants, **options):
+    """What the recipe of a method begins with; it sets what is its own.
 
     Args:
-      recipe: its name.
-      variant: what was given.
+      recipe: its name; of one's own, `__file__`.
+      given: what its `get_config` is given: `VARIANT,key=value,...`; an empty variant is the first one.
       variants: those there are.
-      loss: the name of the default loss.
+      options: its options and their defaults, of which `loss` is one.
 
     Returns:
-      The variant, and a `ConfigDict` of the loss's `name` and all its constants; its `reduction` is empty,
-      which means its source's.
+      A `ConfigDict` with the keys of every method; the variant; and the options, a dict of values of the same
+      types as the defaults. The config's `recipe` names all three.
 
     Raises:
-      InputError: there is no such variant, or no such loss.
+      InputError: there is no such variant or option, or no such loss.
+    """
+    options = {"loss": "binary_cross_entropy"} | options
+    variant, options = read_variant(recipe, given, variants, options)
+    config = ConfigDict()
+    written = [variant, *(f"{key}={value}" for key, value in options.items())]
+    config.recipe = f"{recipe}:{','.join(written)}"
+    config.seed = 0
+    config.max_skipped = 0.01  # fraction of the images that may be unreadable
+
+    config.backbone = placeholder(str)  # folder or hub name
+    config.encoding = ConfigDict()  # how the backbone computes; what is left empty, it decides
+    config.encoding.dtype = ""  # "float32" or "bfloat16"; by default float32 on CPUs, bfloat16 elsewhere
+    config.encoding.image_size = ""  # "448", or "448x336" for height and width; by default its own
+    config.encoding.resize = ""  # "crop" or "squash"; by default its own
+    config.encoding.decode = ""  # "full" (default), or "reduced": JPEG files faster, and nearly the same
+    config.encoding.position_embeddings = ""  # of a CLIP ResNet: "pooled" (default), "all" or "none"
+    config.encoding.shard_parameters = False  # split over the devices, for large models
+
+    config.texts = ConfigDict()
+    config.texts.labels = placeholder(str)  # text file, a label per line; by default the images' own
+
+    config.evaluation = labelled_images()  # to score; left empty, the run only trains
+
+    config.perturbation = ConfigDict()
+    config.perturbation.radius = 0.0  # in units of the un-normalised embedding
+    config.perturbation.sampling = "surface"
+
+    config.loss = loss(options["loss"])
+
+    config.optimizer = ConfigDict()  # AdamW, on every parameter, under a 1-cycle schedule
+    config.optimizer.learning_rate = 1e-3  # the peak
+    config.optimizer.weight_decay = 0.01
+
+    config.train = ConfigDict()
+    config.train.steps = 3_000
+    config.train.batch_size = 64  # over all devices
+    config.train.parallel = "shard_map"  # or "pmap"
+    config.train.label_shards = 1  # devices that share many thousands of labels; the batch has the others
+    config.train.log_every = 100  # steps
+    config.train.evaluate_every = 0  # steps; 0: only at the end
+    config.train.checkpoint_every = 1_000  # steps
+    config.train.max_skipped_steps = 0  # with a loss or gradient that is not finite; one more ends the run
+    config.train.stall_seconds = 1_800  # without progress, until a process ends; 0: never
+    return config, variant, options
+
+
+def labelled_images():
+    """Where images with labels are, to train on or to score: nothing yet."""
+    images = ConfigDict()
+    images.embeddings = placeholder(str)  # a file or a folder, a row per image
+    images.images = placeholder(str)  # or a folder of images, or "voc:FOLDER,split=test"
+    images.labels = placeholder(str)  # a table, where these have no labels
+    return images
+
+
+def method(name, **settings):
+    """The settings of a method, see `methods.METHODS`: its own defaults, but for those given here."""
+    from mlclip_jax import methods
+
+    settings = {"name": name} | settings
+    return ConfigDict({"name": name} | methods.find(settings).settings)
+
+
+def loss(name):
+    """The name and the constants of a loss; its `reduction` is empty, which means its source's.
+
+    Raises:
+      InputError: there is no such loss.
     """
     from mlclip_jax.losses import LOSSES, constants
 
-    given, *options = variant.split(",")
-    if given not in variants:
-        raise InputError(f"recipe {recipe} has no variant {given!r}; it has {', '.join(variants)}")
-    for option in options:
-        if not option.startswith("loss="):
-            raise InputError(f"recipe {recipe} takes loss=NAME after its variant, not {option!r}")
-        loss = option.removeprefix("loss=")
-    if loss not in LOSSES:
-        raise InputError(f"no loss {loss!r}; there are {', '.join(LOSSES)}")
-    return given, ConfigDict({"name": loss} | constants(loss) | {"reduction": ""})
+    if name not in LOSSES:
+        raise InputError(f"no loss {name!r}; there are {', '.join(LOSSES)}")
+    return ConfigDict({"name": name} | constants(name) | {"reduction": ""})
+
+
+def read_variant(recipe, given, variants, options):
+    """A variant and its options, `VARIANT,key=value,...`; see `base`."""
+    variant, *rest = given.split(",")
+    variant = variant or variants[0]
+    if variant not in variants:
+        raise InputError(f"recipe {recipe} has no variant {variant!r}; it has {', '.join(variants)}")
+    read = dict(options)
+    for option in rest:
+        key, equals, value = option.partition("=")
+        if not equals or key not in options:
+            known = ", ".join(f"{name}={default}" for name, default in options.items()) or "none"
+            raise InputError(f"recipe {recipe} has no option {option!r}; its options, and defaults: {known}")
+        try:
+            read[key] = type(options[key])(value)
+        except ValueError as error:
+            raise InputError(f"recipe {recipe}: {option} is no {type(options[key]).__name__}") from error
+    return variant, read
+
+
+def schema(config):
+    """The config that a recipe gives before anything of it is changed: which keys there are, of which types.
+
+    Raises:
+      InputError: the config names no recipe, or that cannot be found or read any more.
+    """
+    recipe = config.get("recipe")
+    if not isinstance(recipe, str):
+        raise InputError(
+            "the config names no recipe; one's own begins with `mlclip_jax.recipes.base(__file__, ...)`"
+        )
+    name, _, variant = recipe.partition(":")
+    spec = importlib.util.spec_from_file_location("recipe", find_recipe(name))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
 
 
 def write_config(folder, config):
@@ -137,6 +237,10 @@ def read_config(workdir):
         config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
         if not {"seed", "evaluation", "train"} <= set(config.keys()):
             raise ValueError("it is no config of a run")
+        if "recipe" not in config:
+            raise InputError(
+                f"{workdir} holds a run of an earlier version, which this one does not read; train again"
+            )
     except FileNotFoundError:
         raise InputError(f"{workdir} holds no run: it has no config.json; train there first") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:

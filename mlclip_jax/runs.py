@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mlclip_jax import recipes
-from mlclip_jax.adapters import ADAPTERS, TITLES, make_adapter, reads_local, takes_other_labels
+from mlclip_jax import methods, recipes
 from mlclip_jax.calibration import apply, read_calibration
 from mlclip_jax.distributed.sharding import gather_rows, make_mesh, own_rows, replicated
 from mlclip_jax.embeddings.embed import embed_names, encode_source
@@ -27,8 +26,8 @@ TRAINED_ON = "trained_on.npy"
 RANDOM_BUFFERS = "random_buffers.npz"
 EMBEDDED = "embedded"  # folder of the embeddings of images that a run was given as such
 CHECKPOINTS = ("latest", "best")
-SCORED = 4096, 1 << 28  # images that are scored at once, and bytes of their local features, at most
-TOGETHER = 256  # of these, images that run through the adapter as one batch
+SCORED = 4096, 1 << 28  # images that are scored at once, and bytes of their features, at most
+TOGETHER = 256  # of these, images that run through the method as one batch
 
 
 def read_run(workdir, *, calibrated=True, checkpoint="latest"):
@@ -40,7 +39,7 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
       checkpoint: which, one of `CHECKPOINTS`: the latest, or the best of those evaluated on the way.
 
     Returns:
-      A dict of `workdir`, `config`, `class_embeddings`; of the adapter the `graph`, `parameters` and what is
+      A dict of `workdir`, `config`, `class_embeddings`; of the method the `graph`, `parameters` and what is
       `frozen`; `step` of its checkpoint; and `calibration`, or None.
 
     Raises:
@@ -50,13 +49,13 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
         raise InputError("an empty name among the folders of runs")
     workdir = Path(workdir)
     config = recipes.read_config(workdir)
-    if recipes.flat_config(config).get("adapter.name") not in ADAPTERS:
-        raise InputError(f"{workdir} holds no run of an adapter")
+    if "method" not in config:
+        raise InputError(f"{workdir} holds no run of a method that scores images")
     if not (workdir / "classes.npz").is_file():
         raise InputError(f"{workdir} holds a run without a checkpoint; train it first")
     class_embeddings = read_embeddings(workdir / "classes.npz")
-    adapter = make_adapter(config.adapter, class_embeddings.vectors, rngs=nnx.Rngs(config.seed))
-    graph, parameters, frozen = split_trainable(adapter)
+    module = methods.find(config.method).make(class_embeddings.vectors, rngs=nnx.Rngs(config.seed))
+    graph, parameters, frozen = split_trainable(module)
     with Checkpoints(workdir / "checkpoints", class_embeddings.origin, read_only=True) as checkpoints:
         step = None
         if checkpoint == "best":
@@ -118,37 +117,38 @@ def thresholds_of(run):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def adapter_scores(graph, parameters, frozen, vectors, local=None):
-    """Logits (N, K) of an adapter for embeddings (N, D) and, if it reads them, local features (N, T, D)."""
-    adapter = merge_module(graph, parameters, frozen)
+def method_scores(graph, parameters, frozen, features):
+    """Logits (N, K) of a method, for features by name, each (N, ...)."""
+    method = merge_module(graph, parameters, frozen)
 
-    def score(vector, local):
-        return adapter(vector[None], None if local is None else local[None])[0]
+    def score(row):
+        return method({name: feature[None] for name, feature in row.items()})[0]
 
-    # In batches: an adapter may need K x hidden numbers for each image.
-    return jax.lax.map(lambda image: score(*image), (vectors, local), batch_size=TOGETHER)
+    # In batches: a method may need K x hidden numbers for each image.
+    return jax.lax.map(score, features, batch_size=TOGETHER)
 
 
 def scores_of(run, images):
     """Logits (N, K) of a run, from `read_run`, for `Embeddings` of images."""
-    return score_images(run["graph"], run["parameters"], run["frozen"], images)
+    features = images.features(methods.find(run["config"].method).reads)
+    return score_images(run["graph"], run["parameters"], run["frozen"], features)
 
 
-def score_images(graph, parameters, frozen, images):
-    """`adapter_scores` for `Embeddings` of images, which may be larger than memory.
+def score_images(graph, parameters, frozen, features):
+    """`method_scores` for features of images, arrays or `Rows`, which may be larger than memory.
 
     Each process scores its share, and all get the scores of all; so every process must call this.
     """
+    number = len(next(iter(features.values())))
+    row_bytes = sum(4 * math.prod(feature.shape[1:]) for feature in features.values())
     most, most_bytes = SCORED
-    if images.local is not None:
-        most = max(1, min(most, most_bytes // (4 * math.prod(images.local.shape[1:]))))
-    number = len(images.vectors)
+    most = max(1, min(most, most_bytes // row_bytes))
     own = own_rows(number, TOGETHER)
     scores = []
     for start in range(own.start, max(own.stop, own.start + 1), most):  # once for the shape, at least
         rows = slice(start, min(start + most, own.stop))
-        local = None if images.local is None else np.asarray(images.local[rows])
-        scores.append(adapter_scores(graph, parameters, frozen, np.asarray(images.vectors[rows]), local))
+        part = {name: np.asarray(feature[rows]) for name, feature in features.items()}
+        scores.append(method_scores(graph, parameters, frozen, part))
     return gather_rows(np.concatenate(scores), number, TOGETHER)
 
 
@@ -221,10 +221,10 @@ def with_class_embeddings(run, label_names, backbone):
       InputError: the adapter has an output for each label that it was trained on, and no other; or these are
         no names.
     """
-    settings, trained_on = run["config"].adapter, backbone_of(run["class_embeddings"].origin) or {}
-    if not takes_other_labels(settings):
+    method, trained_on = methods.find(run["config"].method), backbone_of(run["class_embeddings"].origin) or {}
+    if not method.open_vocabulary:
         raise InputError(
-            f"{run['workdir']} holds {TITLES[settings['name']]}, which knows no labels but those it was "
+            f"{run['workdir']} holds {method.title}, which knows no labels but those it was "
             "trained on; MLD does, and ML-Decoder with text queries (--config=ml_decoder:text)"
         )
     check_label_names(label_names, "the labels to carry over to")
@@ -332,7 +332,7 @@ class Predictor:
         Raises:
           InputError: an image cannot be read; it is named.
         """
-        local = reads_local(self._run["config"].adapter)
+        local = "image_local" in methods.find(self._run["config"].method).reads
         encoded = self.backbone.encode_images(images, local=local)
         images = Embeddings(encoded.embeddings, local=encoded.local) if local else Embeddings(encoded)
         return probabilities_of(self._run, scores_of(self._run, images))
@@ -348,7 +348,7 @@ class Predictor:
         Returns:
           The indices of the n images that could be read, and their probabilities, float32 `(n, K)`.
         """
-        local = reads_local(self._run["config"].adapter)
+        local = "image_local" in methods.find(self._run["config"].method).reads
         batches = encode_source(
             self.backbone, source, range(len(source)), skipped, local=local, num_workers=num_workers
         )

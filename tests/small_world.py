@@ -36,7 +36,7 @@ def train_arguments(world, workdir, **changes):
         "texts.class_embeddings": world / "class_embeddings.npz",
         "texts.number": 300,
         "evaluation.embeddings": world / "images.npz",
-        "adapter.hidden": 32,
+        "method.hidden": 32,
         "perturbation.radius": 3.0,
         "train.steps": 60,
         "train.batch_size": 8,

@@ -107,8 +107,8 @@ def test_flags_and_keys(capsys, tmp_path, monkeypatch, arguments, message):
     [
         ("perturbation.radius", -1.0, "must be finite and not negative"),
         ("perturbation.sampling", "inside", "must be one of surface, interior, interior_by_radius"),
-        ("adapter.dropout", 1.0, r"must be in \[0, 1\)"),
-        ("adapter.depth", 0, "must be at least 1"),
+        ("method.dropout", 1.0, r"must be in \[0, 1\)"),
+        ("method.depth", 0, "must be at least 1"),
         ("optimizer.learning_rate", 0.0, "must be finite and positive"),
         ("train.batch_size", 6, "must be positive, and a multiple of the 4 devices"),
         ("train.parallel", "threads", "must be one of shard_map, pmap"),
@@ -185,11 +185,11 @@ def test_a_workdir_that_cannot_be_written(capsys, world, tmp_path):
 def test_a_workdir_of_another_run(capsys, world, tmp_path):
     assert main(train_arguments(world, tmp_path, train__steps=20)) == 0
     capsys.readouterr()
-    arguments = train_arguments(world, tmp_path, train__steps=20, adapter__hidden=64)
+    arguments = train_arguments(world, tmp_path, train__steps=20, method__hidden=64)
     refused(
         capsys,
         arguments,
-        "holds a run with adapter.hidden 32, not 64: give what it has, or",
+        "holds a run with method.hidden 32, not 64: give what it has, or",
     )
 
 

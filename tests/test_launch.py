@@ -25,7 +25,7 @@ def test_without_a_python_it_says_so_in_one_line(tmp_path, name):
     done = subprocess.run(
         ["bash", "launch/" + name],
         cwd=tmp_path,
-        env={**os.environ, "PATH": str(tools), "PYTHON": ""},
+        env={**os.environ, "PATH": str(tools), "PYTHON": "", "VENV": ""},
         capture_output=True,
         text=True,
         check=False,

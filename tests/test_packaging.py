@@ -56,3 +56,16 @@ def test_the_package_imports_nothing_of_the_tests_extras():
         text = path.read_text()
         for name in ("hypothesis", "torch", "tensorflow"):
             assert not re.search(rf"^\s*(import|from) {name}\b", text, re.MULTILINE), path
+
+
+def test_a_plain_import_reaches_the_pure_modules_and_loads_nothing():
+    code = """
+import sys
+import mlclip_jax
+assert not {"jax", "flax", "numpy"} & set(sys.modules), sorted(sys.modules)
+for name in dir(mlclip_jax):
+    assert getattr(mlclip_jax, name) is not None
+print(mlclip_jax.losses.LOSSES["focal"].__name__, mlclip_jax.metrics.PROTOCOLS["ap"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("focal mAP: average precision")

@@ -1,7 +1,6 @@
 """What the README says of names, constants and sizes is what the code has."""
 
 import importlib
-import inspect
 import re
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 from absl.flags import FlagValues
 from flax import nnx
 
-from mlclip_jax import InputError, metrics, recipes
-from mlclip_jax.adapters import ADAPTERS, make_adapter
+from mlclip_jax import InputError, methods, metrics, recipes
 from mlclip_jax.calibration import METHODS, RULES
 from mlclip_jax.cli import COMMANDS
 from mlclip_jax.commands import calibrate
@@ -52,7 +50,7 @@ def test_every_recipe_variant_of_an_adapter_with_its_size():
         module = {"tai": tai, "mmm_clip": mmm_clip, "ml_decoder": ml_decoder}[name]
         config = module.get_config(variant) if variant else module.get_config()
         variants.add((name, variant or module.VARIANTS[0]))
-        adapter = make_adapter(config.adapter, class_embeddings, rngs=nnx.Rngs(0))
+        adapter = methods.find(config.method).make(class_embeddings, rngs=nnx.Rngs(0))
         number = sum(array.size for array in jax.tree.leaves(split_trainable(adapter)[1]))
         assert count == f"{number:,}", recipe
     for module in (mmm_clip, ml_decoder):
@@ -67,20 +65,19 @@ def test_every_recipe_variant_of_an_adapter_with_its_size():
 )
 def test_an_adapters_defaults_are_its_recipes(recipe, variant):
     """Both are where a reader finds the constants."""
-    own = dict(recipe.get_config(variant).adapter)
-    parameters = inspect.signature(ADAPTERS[own.pop("name")].__init__).parameters.values()
-    assert own == {p.name: p.default for p in parameters if p.default is not p.empty}
+    own = dict(recipe.get_config(variant).method)
+    assert own == methods.find({"name": own.pop("name")}).settings
 
 
 def test_the_constants_of_mld_and_ml_decoder_are_said():
     titles = {row[0]: row[2] for row in table("adapter | recipe") if row[0]}
     for title, recipe, variant in (("MLD", mmm_clip, "mld"), ("ML-Decoder", ml_decoder, "frozen")):
-        adapter, how = recipe.get_config(variant).adapter, titles[title]
+        adapter, how = recipe.get_config(variant).method, titles[title]
         assert f"{adapter.num_heads} heads" in how
         assert f"FFN {adapter.hidden:,}" in how
-    assert f"dropout {mmm_clip.get_config('mld').adapter.dropout}" in titles["MLD"]
-    assert f"at most {ml_decoder.get_config().adapter.groups} random queries" in titles["ML-Decoder"]
-    assert f"{ml_decoder.get_config().adapter.width} wide" in titles["ML-Decoder"]
+    assert f"dropout {mmm_clip.get_config('mld').method.dropout}" in titles["MLD"]
+    assert f"at most {ml_decoder.get_config().method.groups} random queries" in titles["ML-Decoder"]
+    assert f"{ml_decoder.get_config().method.width} wide" in titles["ML-Decoder"]
 
 
 def names_in(header, pattern=r"`(\w+)`"):

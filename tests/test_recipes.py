@@ -1,6 +1,7 @@
 """Recipes by name and by path, their variants and overrides."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from mlclip_jax.recipes import (
     find_recipe,
     flat_config,
     parse_flags,
+    read_variant,
+    schema,
     write_config,
 )
 
@@ -50,6 +53,52 @@ def test_overrides_in_either_form_keep_their_types():
 def test_variants():
     assert "class_embeddings" in parse("--config=tai").texts
     assert "backbone" in parse("--config=tai:templates")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", ("first", {"loss": "hill", "shots": 4, "rate": 0.5})),
+        ("second", ("second", {"loss": "hill", "shots": 4, "rate": 0.5})),
+        ("second,shots=1,rate=2", ("second", {"loss": "hill", "shots": 1, "rate": 2.0})),
+        (",loss=focal", ("first", {"loss": "focal", "shots": 4, "rate": 0.5})),
+        ("third", "recipe mine has no variant 'third'; it has first, second"),
+        (
+            "first,shot=1",
+            "recipe mine has no option 'shot=1'; its options, and defaults: loss=hill, shots=4, r",
+        ),
+        ("first,shots", "recipe mine has no option 'shots'; its options"),
+        ("first,shots=few", "recipe mine: shots=few is no int"),
+    ],
+)
+def test_a_variant_and_its_options(given, expected):
+    defaults = {"loss": "hill", "shots": 4, "rate": 0.5}
+    if isinstance(expected, tuple):
+        assert read_variant("mine", given, ("first", "second"), defaults) == expected
+        assert defaults["shots"] == 4
+    else:
+        with pytest.raises(InputError, match=f"^{re.escape(expected)}"):
+            read_variant("mine", given, ("first", "second"), defaults)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_config_names_its_recipe_whose_schema_is_its_own(name):
+    module = importlib.import_module(f"mlclip_jax.configs.{name}")
+    for variant in getattr(module, "VARIANTS", ("",)):
+        config = module.get_config(variant)
+        assert config.recipe.startswith(f"{name}:{variant}" if variant else name)
+        assert schema(config).to_dict() == config.to_dict()
+    assert module.get_config().to_dict() == module.get_config("").to_dict()
+
+
+def test_a_recipe_may_have_been_moved(tmp_path):
+    config = tai.get_config()
+    config.recipe = f"{tmp_path}/gone.py:x"
+    with pytest.raises(InputError, match=r"no recipe '.*gone\.py'"):
+        schema(config)
+    del config.recipe
+    with pytest.raises(InputError, match="the config names no recipe; one's own begins with"):
+        schema(config)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -1,10 +1,13 @@
 """FC: one fully connected layer on image embeddings, with what the class texts say of them."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import nnx
 
-from mlclip_jax.adapters.layers import Logits, standardised_cosines
+from mlclip_jax.adapters.layers import DTYPES, Logits, standardised_cosines
 from mlclip_jax.nnx_boundary import Frozen
+from mlclip_jax.ranges import one_of
 
 TEXTS = ("cosine", "first", "none")
 
@@ -27,6 +30,11 @@ class FCAdapter(nnx.Module):
       rngs: where the initial weights are drawn from.
     """
 
+    TITLE = "FC"
+    RANGES: ClassVar = {"text": one_of(TEXTS), "dtype": one_of(DTYPES)}
+    reads = ("image",)
+    open_vocabulary = False
+
     def __init__(self, class_embeddings, *, text="cosine", dtype="float32", rngs):
         num_labels, width = class_embeddings.shape
         self.text = text
@@ -40,13 +48,14 @@ class FCAdapter(nnx.Module):
             self.cosine_weight = nnx.Param(jnp.ones(num_labels))
 
     def label_axes(self):
-        """Which arrays go over the labels, and along which dimension; see `adapters`."""
+        """See `methods`."""
         own = {"linear.kernel": 1, "linear.bias": 0}
         return own | {"class_embeddings": 0, "cosine_weight": 0} if self.text == "cosine" else own
 
-    def __call__(self, embeddings, local=None, keys=None):
-        """Embeddings (b, D) to logits (b, K), float32; see `adapters`. The others are not read."""
-        del local, keys
+    def __call__(self, batch, keys=None):
+        """Logits (b, K), float32, of `image` (b, D); see `methods`."""
+        del keys
+        embeddings = batch["image"]
         if self.text == "first":
             first = jnp.broadcast_to(self.class_embeddings[...], embeddings.shape)
             embeddings = jnp.concatenate([embeddings, first], axis=1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlclip_jax.backbones import transformer
+from mlclip_jax.errors import InputError
 from mlclip_jax.zero_shot import cosine_scores
 
 DTYPES = ("float32", "bfloat16")
@@ -31,6 +32,8 @@ class DecoderBlock(nnx.Module):
     """
 
     def __init__(self, width, num_heads, hidden, *, dropout, residual_dropout=0.0, dtype=jnp.float32, rngs):
+        if width % num_heads:
+            raise InputError(f"num_heads={num_heads} does not divide the width {width}")
         self.attention = transformer.Attention(
             width, num_heads, dtype=dtype, param_dtype=jnp.float32, rngs=rngs
         )
@@ -111,6 +114,6 @@ def standardised_cosines(embeddings, class_embeddings, reference_embeddings):
     return jnp.where(deviation > 0, centred / jnp.where(deviation > 0, deviation, 1), 0)
 
 
-def image_tokens(features, embeddings, local):
-    """What queries look at: the local features (b, t, d), or the embeddings (b, d) as one token."""
-    return local if features == "local" else embeddings[:, None]
+def image_tokens(features, batch):
+    """The keys of cross-attention: local features (b, t, d), or the embeddings (b, d) as one token."""
+    return batch["image_local"] if features == "local" else batch["image"][:, None]

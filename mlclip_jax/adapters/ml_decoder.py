@@ -1,12 +1,15 @@
 """ML-Decoder: a few queries look at an image, and each speaks for a group of labels."""
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mlclip_jax.adapters.layers import (
+    DTYPES,
+    FEATURES,
     DecoderBlock,
     Logits,
     dropout,
@@ -16,6 +19,7 @@ from mlclip_jax.adapters.layers import (
     linear,
 )
 from mlclip_jax.nnx_boundary import Frozen
+from mlclip_jax.ranges import AT_LEAST_1, DROPOUT, one_of
 
 QUERIES = ("frozen", "learnt", "text")
 
@@ -40,6 +44,28 @@ class MLDecoder(nnx.Module):
       dtype: of the products, `"float32"` or `"bfloat16"`.
       rngs: where the initial weights are drawn from.
     """
+
+    TITLE = "ML-Decoder"
+    RANGES: ClassVar = {
+        "features": one_of(FEATURES),
+        "queries": one_of(QUERIES),
+        "groups": AT_LEAST_1,
+        "width": AT_LEAST_1,
+        "num_heads": AT_LEAST_1,
+        "hidden": AT_LEAST_1,
+        "dropout": DROPOUT,
+        "dtype": one_of(DTYPES),
+    }
+
+    @staticmethod
+    def reads(settings):
+        """See `methods`."""
+        return ("image_local",) if settings["features"] == "local" else ("image",)
+
+    @staticmethod
+    def open_vocabulary(settings):
+        """See `methods`."""
+        return settings["queries"] == "text"
 
     def __init__(
         self,
@@ -78,14 +104,14 @@ class MLDecoder(nnx.Module):
         self.features, self.query_kind, self.dropout = features, queries, dropout
 
     def label_axes(self):
-        """Which arrays go over the labels, or groups of them, and along which dimension; see `adapters`."""
+        """See `methods`; queries and kernels go over groups of labels."""
         if self.query_kind == "text":
             return {"class_embeddings": 0}
         return {"queries": 0, "kernel": 0, "bias": 0}
 
-    def __call__(self, embeddings, local=None, keys=None):
-        """Embeddings (b, D) and local features (b, T, D) to logits (b, K), float32; see `adapters`."""
-        tokens = image_tokens(self.features, embeddings, local)
+    def __call__(self, batch, keys=None):
+        """Logits (b, K), float32, of `image_local` (b, T, D) or `image` (b, D); see `methods`."""
+        tokens = image_tokens(self.features, batch)
         b, t, _ = tokens.shape
         tokens = jax.nn.relu(self.image_projection(tokens.reshape(b * t, -1))).reshape(b, t, -1)
         if self.query_kind == "text":

@@ -1,10 +1,21 @@
 """MLD: class texts look at an image, and say whether their class is in it."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import nnx
 
-from mlclip_jax.adapters.layers import DecoderBlock, Logits, fold_in, image_tokens, standardised_cosines
+from mlclip_jax.adapters.layers import (
+    DTYPES,
+    FEATURES,
+    DecoderBlock,
+    Logits,
+    fold_in,
+    image_tokens,
+    standardised_cosines,
+)
 from mlclip_jax.nnx_boundary import Frozen
+from mlclip_jax.ranges import AT_LEAST_1, DROPOUT, one_of
 from mlclip_jax.zero_shot import l2_normalize
 
 READOUTS = ("projection", "mean")
@@ -39,6 +50,24 @@ class MLDAdapter(nnx.Module):
       rngs: where the initial weights are drawn from.
     """
 
+    TITLE = "MLD"
+    RANGES: ClassVar = {
+        "features": one_of(FEATURES),
+        "readout": one_of(READOUTS),
+        "blocks": AT_LEAST_1,
+        "num_heads": AT_LEAST_1,
+        "hidden": AT_LEAST_1,
+        "dropout": DROPOUT,
+        "dtype": one_of(DTYPES),
+    }
+
+    open_vocabulary = True
+
+    @staticmethod
+    def reads(settings):
+        """See `methods`. The cosine of the default is that of the embedding."""
+        return ("image", "image_local") if settings["features"] == "local" else ("image",)
+
     def __init__(
         self,
         class_embeddings,
@@ -69,17 +98,19 @@ class MLDAdapter(nnx.Module):
         self.scale = 1.0 if readout == "mean" else width**0.5
 
     def label_axes(self):
-        """Which arrays go over the labels, and along which dimension; see `adapters`."""
+        """See `methods`."""
         return {"class_embeddings": 0, "reference_embeddings": 0}
 
-    def __call__(self, embeddings, local=None, keys=None):
-        """Embeddings (b, D) and local features (b, T, D) to logits (b, K), float32; see `adapters`."""
-        tokens = self.scale * l2_normalize(image_tokens(self.features, embeddings, local))
+    def __call__(self, batch, keys=None):
+        """Logits (b, K), float32, of `image` (b, D) and perhaps `image_local` (b, T, D); see `methods`."""
+        tokens = self.scale * l2_normalize(image_tokens(self.features, batch))
         texts = self.scale * l2_normalize(self.class_embeddings[...])
         texts = jnp.broadcast_to(texts, (len(tokens), *texts.shape))
         for place, block in enumerate(self.blocks):
             tokens = block(texts, tokens, fold_in(keys, place))
         if self.readout == "mean":
             return tokens.mean(axis=-1)
-        cosines = standardised_cosines(embeddings, self.class_embeddings[...], self.reference_embeddings[...])
+        cosines = standardised_cosines(
+            batch["image"], self.class_embeddings[...], self.reference_embeddings[...]
+        )
         return self.projection(tokens)[..., 0] + self.cosine_weight[...] * cosines

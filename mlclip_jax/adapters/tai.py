@@ -1,12 +1,14 @@
 """TaI-Adapter: a small network trained on text embeddings and used on image embeddings."""
 
 from itertools import pairwise
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mlclip_jax.adapters.layers import Logits, dropout, linear
+from mlclip_jax.adapters.layers import DTYPES, Logits, dropout, linear
+from mlclip_jax.ranges import AT_LEAST_1, DROPOUT, one_of
 
 
 class TaIAdapter(nnx.Module):
@@ -26,6 +28,16 @@ class TaIAdapter(nnx.Module):
       rngs: where the initial weights are drawn from.
     """
 
+    TITLE = "TaI-Adapter"
+    RANGES: ClassVar = {
+        "hidden": AT_LEAST_1,
+        "depth": AT_LEAST_1,
+        "dropout": DROPOUT,
+        "dtype": one_of(DTYPES),
+    }
+    reads = ("image",)
+    open_vocabulary = False
+
     def __init__(self, class_embeddings, *, hidden=512, depth=3, dropout=0.1, dtype="float32", rngs):
         num_labels, width = class_embeddings.shape
         widths = [width, *[hidden] * (depth - 1), num_labels]
@@ -36,13 +48,13 @@ class TaIAdapter(nnx.Module):
         self.dropout = dropout
 
     def label_axes(self):
-        """Which arrays go over the labels, and along which dimension; see `adapters`."""
+        """See `methods`."""
         last = f"layers.{len(self.layers) - 1}"
         return {f"{last}.kernel": 1, f"{last}.bias": 0}
 
-    def __call__(self, embeddings, local=None, keys=None):
-        """Embeddings (b, D) to logits (b, K), float32; see `adapters`. Local features are not read."""
-        del local
+    def __call__(self, batch, keys=None):
+        """Logits (b, K), float32, of `image` (b, D); see `methods`."""
+        embeddings = batch["image"]
         *hidden_layers, last = self.layers
         for depth, layer in enumerate(hidden_layers):
             embeddings = dropout(jax.nn.relu(layer(embeddings)), self.dropout, keys, depth)

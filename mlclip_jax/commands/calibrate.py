@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from mlclip_jax.adapters import reads_local
+from mlclip_jax import methods
 from mlclip_jax.calibration import (
     FILE,
     FOLDS,
@@ -39,7 +39,7 @@ def main(values):
         raise InputError("--target=0 is reached by everything; give a precision or recall above it")
     run = read_run(values.workdir, calibrated=False, checkpoint=values.checkpoint)
     source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
-    local = reads_local(run["config"].adapter)
+    local = "image_local" in methods.find(run["config"].method).reads
     images = read_images(
         source,
         run["class_embeddings"],

@@ -4,8 +4,7 @@ import functools
 
 from absl import flags
 
-from mlclip_jax import metrics
-from mlclip_jax.adapters import reads_local
+from mlclip_jax import methods, metrics
 from mlclip_jax.commands.flags import define_checkpoint, define_max_skipped
 from mlclip_jax.comparison import compare, print_comparison
 from mlclip_jax.data.sources import read_lines
@@ -30,7 +29,7 @@ def main(values):
     source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
     if not (values.embeddings or values.images):  # the images of the run, perhaps with other labels
         source = {**config.evaluation, "labels": values.labels or config.evaluation.labels}
-    local = any(reads_local(run["config"].adapter) for run in runs)
+    local = any("image_local" in methods.find(run["config"].method).reads for run in runs)
     folder = runs[0]["workdir"] / EMBEDDED
     class_embeddings, allowed = runs[0]["class_embeddings"], values.max_skipped
     images = read_images(source, class_embeddings, load_backbone, folder, local=local, max_skipped=allowed)

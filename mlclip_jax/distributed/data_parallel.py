@@ -46,7 +46,7 @@ def data_parallel(chunk, mode, mesh, *, split_data=False, state_shardings=None):
     """Runs a per-device chunk of training steps on every device of a mesh, over all processes.
 
     Args:
-      chunk: `chunk(state, frozen, data, indices, steps) -> (state, metrics)`, written for one device: its
+      chunk: `chunk(state, frozen, data, indices, steps, hyper) -> (state, metrics)`, for one device: its
         `indices` are (S, B / devices), and it reduces over the axis `"data"` itself. What is split over the
         labels the compiler takes care of.
       mode: `"shard_map"` (under `jit`, the form JAX recommends) or `"pmap"`, which splits no labels. Both
@@ -57,22 +57,22 @@ def data_parallel(chunk, mode, mesh, *, split_data=False, state_shardings=None):
       state_shardings: of the state that comes back, where it is not replicated.
 
     Returns:
-      A compiled function of the same arguments with `indices` (S, B), a NumPy array. The others but `steps`
-      lie on the devices; `state` is donated.
+      A compiled function of the same arguments with `indices` (S, B), a NumPy array, as are `steps` and
+      `hyper`. The others lie on the devices; `state` is donated.
     """
     if mode == "pmap":
         return _pmapped(chunk, mesh, split_data)
 
-    def on_device(state, frozen, data, indices, steps):
+    def on_device(state, frozen, data, indices, steps, hyper):
         if split_data:
             data = jax.tree.map(lambda array: array[0], data)
-        return chunk(state, frozen, data, indices, steps)
+        return chunk(state, frozen, data, indices, steps, hyper)
 
     mapped = jax.shard_map(
         on_device,
         mesh=mesh,
         axis_names={AXIS},
-        in_specs=(P(), P(), P(AXIS) if split_data else P(), P(None, AXIS), P()),
+        in_specs=(P(), P(), P(AXIS) if split_data else P(), P(None, AXIS), P(), P()),
         out_specs=P(),
         # With the check, the gradient of a replicated parameter arrives already summed over devices, and
         # the sum in the step would count every device twice; without it both modes mean the same.
@@ -87,21 +87,21 @@ def _pmapped(chunk, mesh, split_data):
     mapped = jax.pmap(
         chunk,
         axis_name=AXIS,
-        in_axes=(None, None, 0 if split_data else None, 1, None),
+        in_axes=(None, None, 0 if split_data else None, 1, None, None),
         out_axes=None,
         devices=list(mesh.devices.flat),
         donate_argnums=0,
     )
     mine = [place for place, device in enumerate(mesh.devices.flat) if device in set(jax.local_devices())]
 
-    def run(state, frozen, data, indices, steps):
+    def run(state, frozen, data, indices, steps, hyper):
         rows = indices.reshape(len(indices), mesh.size, -1)[:, mine]
         if jax.process_count() == 1:
-            return mapped(state, frozen, data, rows, steps)
+            return mapped(state, frozen, data, rows, steps, hyper)
         to_local = functools.partial(multihost_utils.global_array_to_host_local_array, global_mesh=mesh)
         state, frozen = to_local((state, frozen), pspecs=P())
         data = to_local(data, pspecs=P(AXIS) if split_data else P())
-        results = mapped(state, frozen, data, rows, steps)
+        results = mapped(state, frozen, data, rows, steps, hyper)
         return multihost_utils.host_local_array_to_global_array(results, mesh, P())
 
     return run

@@ -52,6 +52,11 @@ class Embeddings(NamedTuple):
     origin: dict | None = None
     local: np.ndarray | None = None
 
+    def features(self, names):
+        """Some features of images by their names, see `methods`: a dict of arrays or `Rows`."""
+        known = {"image": self.vectors, "image_local": self.local}
+        return {name: known[name] for name in names}
+
 
 class Rows:
     """The rows of several `.npy` files as one array, in files that are mapped into memory.

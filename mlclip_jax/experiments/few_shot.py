@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from mlclip_jax.adapters import takes_other_labels
+from mlclip_jax import methods
 from mlclip_jax.backbones import load_backbone
 from mlclip_jax.configs import few_shot as recipe
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS
@@ -29,7 +29,7 @@ FRACTIONS = (0.70, 0.20, 0.10, 0.05, 0.02)
 # Scenes of these seeds and labels; the built-in CLIP was trained on another seed, and so was the demo.
 FOLDERS = {"scenes": (4, 5_000, LABELS), "other": (5, 1_000, OTHER_LABELS)}
 # What the table calls each variant of the recipe.
-METHODS = {
+VARIANTS = {
     "fc_published": "FC, as published",
     "fc": "FC",
     "mld_published": "MLD, as published",
@@ -40,7 +40,7 @@ METHODS = {
 }
 
 
-def few_shot(workdir, num_seeds=1, methods=METHODS, fractions=FRACTIONS):
+def few_shot(workdir, num_seeds=1, variants=VARIANTS, fractions=FRACTIONS):
     """Trains every method on every fraction of the scenes, and scores it on the rest and on other labels.
 
     Leaves in `workdir` the scenes and their embeddings, a run for each method, fraction and seed, and
@@ -49,7 +49,7 @@ def few_shot(workdir, num_seeds=1, methods=METHODS, fractions=FRACTIONS):
     Args:
       workdir: a folder.
       num_seeds: how many times each is trained; its mAP is then mean ± standard deviation.
-      methods: which variants of the recipe, and what the table calls them.
+      variants: which of the recipe, and what the table calls them.
       fractions: of the scenes, to train on.
 
     Returns:
@@ -72,13 +72,13 @@ def few_shot(workdir, num_seeds=1, methods=METHODS, fractions=FRACTIONS):
 
     own = [score(cosines[rest], _rows(scenes, rest)) for _, rest in splits.values()]
     rows = [[COSINE, *(f"{figure:.1f}" for figure in own), f"{score(other_cosines, other):.1f}"]]
-    for variant, method in methods.items():
+    for variant, method in variants.items():
         cells, carried = [], ""
         for fraction, (_, rest) in splits.items():
             tested = _rows(scenes, rest)
             runs = [_train(workdir, variant, fraction, seed, paths[fraction]) for seed in range(num_seeds)]
             cells.append(mean_and_spread([score(scores_of(run, tested), tested) for run in runs]))
-            if fraction == fractions[0] and takes_other_labels(runs[0]["config"].adapter):
+            if fraction == fractions[0] and methods.find(runs[0]["config"].method).open_vocabulary:
                 runs = [with_class_embeddings(run, OTHER_LABELS, backbone) for run in runs]
                 carried = mean_and_spread([score(scores_of(run, other), other) for run in runs])
         rows.append([method, *cells, carried])

@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from mlclip_jax.adapters import reads_local
+from mlclip_jax import methods
 from mlclip_jax.backbones.weights import fingerprint
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.sources import read_lines
@@ -38,7 +38,7 @@ def read_data(config, workdir):
             class_embeddings,
             backbone,
             workdir / EMBEDDED,
-            local=reads_local(config.adapter),
+            local="image_local" in methods.find(config.method).reads,
             max_skipped=config.max_skipped,
             **how,
         )

@@ -24,7 +24,6 @@ from mlclip_jax import recipes
 from mlclip_jax.backbones.clip import CLIP
 from mlclip_jax.backbones.processing import CLIP_MEAN, CLIP_STD, ImageProcessor
 from mlclip_jax.backbones.saving import END, START, clip_tokenizer, learn_merges, save_clip
-from mlclip_jax.configs import pretrain_captions, pretrain_scenes
 from mlclip_jax.data.augmentation import make_augment
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.images import decode_image
@@ -161,7 +160,7 @@ def pretrain(config, workdir):
                 skipped.add(batch.skipped)
                 skipped.write()
             data = place_shares(batch.data, share, mesh)
-            state, own = run_on_devices(state, {}, data, rows, np.array([step], np.int32))
+            state, own = run_on_devices(state, {}, data, rows, np.array([step], np.int32), {})
             jax.block_until_ready(metrics[-1:])  # one step ahead is enough; more would only fill memory
             metrics.append(own)
         jax.block_until_ready(metrics)
@@ -375,7 +374,7 @@ def make_optimizer(config):
 
 
 def make_pretrain_step(graph, optimizer, loss_settings, normalise, *, skip_nonfinite=False):
-    """The step of one device, `step(state, frozen, batch, step) -> (state, metrics)`; see `train.py`.
+    """The step of one device, `step(state, frozen, batch, step, hyper) -> (state, metrics)`; see `step.py`.
 
     Args:
       graph: of `Pretraining`.
@@ -385,8 +384,8 @@ def make_pretrain_step(graph, optimizer, loss_settings, normalise, *, skip_nonfi
       skip_nonfinite: see `apply_gradients`.
     """
 
-    def pretrain_step(state, frozen, batch, step):
-        del frozen, step
+    def pretrain_step(state, frozen, batch, step, hyper):
+        del frozen, step, hyper
 
         def loss(parameters):
             model = merge_module(graph, parameters)
@@ -421,15 +420,15 @@ def make_pretrain_step(graph, optimizer, loss_settings, normalise, *, skip_nonfi
 
 
 def make_single(step_function):
-    """One step as a program of its own, with the arguments of `loop.make_chunk`, each of length 1.
+    """One step as a program of its own, with the arguments of `step.make_chunk`, each of length 1.
 
     A step of pre-training is long enough to be started alone, and on CPUs XLA takes twice as long for it
     inside a scan.
     """
 
-    def single(state, frozen, data, indices, steps):
+    def single(state, frozen, data, indices, steps, hyper):
         batch = jax.tree.map(lambda array: array[indices[0]], data)
-        return step_function(state, frozen, batch, steps[0])
+        return step_function(state, frozen, batch, steps[0], hyper)
 
     return single
 
@@ -483,6 +482,7 @@ def _encoders(graph, image_processor):
 
 # What does not change the result; for the table's path, its digest tells whether it is the same.
 MAY_CHANGE = (
+    "recipe",
     "images.source",
     "max_skipped",
     "train.parallel",
@@ -495,7 +495,6 @@ MAY_CHANGE = (
 
 
 def _check(config, num_devices):
-    expected = pretrain_scenes.get_config() if "scenes" in config else pretrain_captions.get_config()
     positive = (lambda n: n >= 1, "at least 1")
     sizes = ("image_size", "patch_size", "hidden_size", "intermediate_size")
     layers = ("num_hidden_layers", "num_attention_heads")
@@ -516,4 +515,4 @@ def _check(config, num_devices):
     }
     required = ("images.source",)
     conditions |= run_conditions(config.get("train", {}), num_devices)
-    recipes.check(config, expected, required, conditions)
+    recipes.check(config, recipes.schema(config), required, conditions)

@@ -11,7 +11,6 @@ from mlclip_jax.distributed.data_parallel import sum_over_devices
 from mlclip_jax.distributed.sharding import AXIS
 from mlclip_jax.losses import COUPLED, LOSSES
 from mlclip_jax.nnx_boundary import merge_module
-from mlclip_jax.perturbation import perturb
 
 
 def make_loss(settings):
@@ -40,57 +39,68 @@ def _sum_and_count(settings):
     return functools.partial(LOSSES[settings["name"]].sum_and_count, **own)
 
 
-def make_train_step(
-    graph, optimizer, loss_sum, perturbation, key, *, skip_nonfinite=False, fuse_allreduce=True
-):
-    """The training step of one device: `train_step(state, frozen, batch, step) -> (state, metrics)`.
+def hyper_of(config):
+    """What runs of one recipe may vary: numbers, which are an argument of the step.
 
-    Written for any number of devices: `batch` is one device's share of the global batch, and sums over
-    examples run over the axis `"data"`. Noise and dropout of an example depend on the key, the step and its
-    position in the global batch alone, so the number of devices changes nothing.
+    So one program trains with any of them, and under `jax.vmap` with many of them at once.
+
+    Returns:
+      A dict of `seed` (uint32), which noise, dropout and nothing else follow from here, and of
+      `learning_rate` (the peak), `weight_decay` and `radius` (float32).
+    """
+    return {
+        "seed": np.uint32(config.seed),
+        "learning_rate": np.float32(config.optimizer.learning_rate),
+        "weight_decay": np.float32(config.optimizer.weight_decay),
+        "radius": np.float32(config.perturbation.radius),
+    }
+
+
+def make_train_step(graph, optimizer, loss_sum, perturb, *, skip_nonfinite=False, fuse_allreduce=True):
+    """The training step of one device: `train_step(state, frozen, batch, step, hyper) -> (state, metrics)`.
+
+    Written for any number of devices: `batch` is one device's share of the global batch, features by name and
+    `labels`, and sums over examples run over the axis `"data"`. Noise and dropout of an example depend on
+    the seed, the step and its position in the global batch alone, so the number of devices changes nothing.
 
     Args:
-      graph: the adapter's `nnx.GraphDef`.
-      optimizer: an `optax.GradientTransformation`.
+      graph: the method's `nnx.GraphDef`.
+      optimizer: from `make_optimizer`.
       loss_sum: from `make_loss`.
-      perturbation: `radius` and `sampling`; see `perturbation.perturb`.
-      key: the run's typed PRNG key.
+      perturb: from `make_perturbation`.
       skip_nonfinite, fuse_allreduce: see `apply_gradients`.
     """
 
-    def perturb_one(key, embedding):
-        return perturb(key, embedding, perturbation.radius, perturbation.sampling)
-
-    def train_step(state, frozen, batch, step):
-        size = len(batch["labels"])
-        positions = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), positions)
+    def train_step(state, frozen, batch, step, hyper):
+        labels, features = batch["labels"], {name: rows for name, rows in batch.items() if name != "labels"}
+        positions = jax.lax.axis_index(AXIS) * len(labels) + jnp.arange(len(labels))
+        key = jax.random.fold_in(jax.random.key(hyper["seed"]), step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
         noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        embeddings = jax.vmap(perturb_one)(noise_keys, batch["embeddings"])
+        features = perturb(noise_keys, features, hyper)
 
         def loss(parameters):
-            adapter = merge_module(graph, parameters, frozen)
-            return loss_sum(adapter(embeddings, batch.get("local"), dropout_keys), batch["labels"])
+            method = merge_module(graph, parameters, frozen)
+            return loss_sum(method(features, dropout_keys), labels)
 
         sums, gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
-        return apply_gradients(
-            optimizer, state, *sums, gradient, skip_nonfinite=skip_nonfinite, fuse_allreduce=fuse_allreduce
-        )
+        how = {"skip_nonfinite": skip_nonfinite, "fuse_allreduce": fuse_allreduce}
+        return apply_gradients(optimizer(hyper), state, *sums, gradient, **how)
 
     return train_step
 
 
 def make_chunk(train_step):
-    """Many steps in one program: `chunk(state, frozen, data, indices, steps)`, for one device.
+    """Many steps in one program: `chunk(state, frozen, data, indices, steps, hyper)`, for one device.
 
     `data` are all examples, `indices` (S, B / devices) those of each step, `steps` (S,) the steps' numbers;
     metrics come back with a leading S.
     """
 
-    def chunk(state, frozen, data, indices, steps):
+    def chunk(state, frozen, data, indices, steps, hyper):
         def body(state, rows_and_step):
             rows, step = rows_and_step
-            return train_step(state, frozen, jax.tree.map(lambda array: array[rows], data), step)
+            return train_step(state, frozen, jax.tree.map(lambda array: array[rows], data), step, hyper)
 
         return jax.lax.scan(body, state, (indices, steps))
 

@@ -7,7 +7,6 @@ goes on from its newest checkpoint to the result it would have had undisturbed.
 import copy
 import functools
 import json
-import math
 from pathlib import Path
 
 import jax
@@ -16,11 +15,8 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mlclip_jax import calibration, recipes
-from mlclip_jax.adapters import ADAPTERS, TITLES, fc, layers, make_adapter, ml_decoder, mmm_mld, reads_local
+from mlclip_jax import calibration, methods, perturbation, recipes
 from mlclip_jax.comparison import compare, print_comparison
-from mlclip_jax.configs import ml_decoder as ml_decoder_recipe
-from mlclip_jax.configs import mmm_clip, tai
 from mlclip_jax.data.pipeline import batch_indices
 from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.processes import (
@@ -46,8 +42,9 @@ from mlclip_jax.files import make_folder
 from mlclip_jax.losses import LOSSES, RANGES, UNCALIBRATED, constants
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.nnx_boundary import split_trainable
-from mlclip_jax.perturbation import LENGTHS
+from mlclip_jax.perturbation import make_perturbation
 from mlclip_jax.progress import note
+from mlclip_jax.ranges import AT_LEAST_1, FRACTION
 from mlclip_jax.runs import (
     read_random_buffers,
     read_run,
@@ -55,12 +52,14 @@ from mlclip_jax.runs import (
     write_random_buffers,
     write_trained_on,
 )
+from mlclip_jax.training import optimizers
 from mlclip_jax.training.checkpoints import METRIC, Checkpoints
 from mlclip_jax.training.inputs import read_data, suspects
 from mlclip_jax.training.loop import make_run_chunk, next_boundary, resume, run_conditions, run_steps
 from mlclip_jax.training.optimizers import make_optimizer
 from mlclip_jax.training.step import (
     _sum_and_count,
+    hyper_of,
     initial_state,
     make_chunk,
     make_loss,
@@ -85,7 +84,7 @@ def train(config, workdir):
       InputError: the recipe, what it names, or the folder cannot be used.
     """
     config = with_loss_constants(config)
-    _check(config, jax.device_count())
+    check(config, jax.device_count())
     mesh = make_mesh(label_shards=config.train.label_shards)
     workdir = Path(workdir)
     with all_or_none():
@@ -95,30 +94,28 @@ def train(config, workdir):
     note(describe_mesh(mesh, config.train.batch_size))
     with all_or_none():
         class_embeddings, examples, images = read_data(config, workdir)
-    local, origin = reads_local(config.adapter), class_embeddings.origin
+    origin = class_embeddings.origin
     if "examples" in config:
         origin = origin | {"examples": digest(examples)}
     described = json.loads(config.to_json())
     check_alike(described, origin)
 
-    adapter = make_adapter(config.adapter, class_embeddings.vectors, rngs=nnx.Rngs(config.seed))
-    graph, parameters, frozen = split_trainable(adapter)
-    optimizer = make_optimizer(config)
-    state = initial_state(parameters, optimizer)
-    state_shardings = shardings_of(state, adapter.label_axes(), optimizer, mesh)
+    method = methods.find(config.method)
+    module = method.make(class_embeddings.vectors, rngs=nnx.Rngs(config.seed))
+    graph, parameters, frozen = split_trainable(module)
+    optimizer, hyper = make_optimizer(config), hyper_of(config)
+    state = initial_state(parameters, optimizer(hyper))
+    state_shardings = shardings_of(state, module.label_axes(), optimizer(hyper), mesh)
 
     step_function = make_train_step(
         graph,
         optimizer,
         make_loss(config.loss),
-        config.perturbation,
-        jax.random.key(config.seed),
+        make_perturbation(config.perturbation),
         skip_nonfinite=config.train.max_skipped_steps > 0,
         fuse_allreduce=config.train.label_shards == 1,
     )
-    data = {"embeddings": examples.vectors, "labels": examples.labels}
-    if local:
-        data["local"] = examples.local
+    data = examples.features(method.reads) | {"labels": examples.labels}
 
     def compiled(split_data):
         run = data_parallel(
@@ -129,7 +126,7 @@ def train(config, workdir):
             state_shardings=state_shardings,
         )
         # The backbone's work is in the data already; what is frozen are the class texts and the like.
-        return lambda state, data, indices, steps: run(state, frozen_on_device, data, indices, steps)
+        return lambda state, data, indices, steps: run(state, frozen_on_device, data, indices, steps, hyper)
 
     def indices_of(first, end):
         number, size = len(examples.vectors), config.train.batch_size
@@ -140,7 +137,7 @@ def train(config, workdir):
 
     def evaluate_now(state):
         own = local_copy((state["parameters"], frozen_on_device), mesh)
-        scores = score_images(graph, *own, images)
+        scores = score_images(graph, *own, images.features(method.reads))
         return {METRIC: 100 * mean_average_precision(scores, np.asarray(images.labels))[0]}
 
     def names_of(t):
@@ -165,9 +162,9 @@ def train(config, workdir):
                 write_embeddings(workdir / "classes.npz", class_embeddings)
         with all_or_none():
             frozen |= read_random_buffers(workdir)
-        frozen_on_device = place(frozen, split_by_labels(mesh, frozen, adapter.label_axes()))
-        title, number = TITLES[config.adapter.name], sum(x.size for x in jax.tree.leaves(parameters))
-        note(f"{title}: {number:,} parameters, {config.adapter.dtype}")
+        frozen_on_device = place(frozen, split_by_labels(mesh, frozen, module.label_axes()))
+        number = sum(x.size for x in jax.tree.leaves(parameters))
+        note(f"{method.title}: {number:,} parameters, {method.settings.get('dtype', 'float32')}")
         if config.loss.name in UNCALIBRATED:
             note(f"{config.loss.name}: probabilities need `mlclip calibrate`")
         state = run_steps(
@@ -239,6 +236,7 @@ def with_loss_constants(config):
 
 # What does not change the result; for paths, fingerprints tell whether what they lead to is the same.
 MAY_CHANGE = (
+    "recipe",
     "evaluation.",
     "examples.",
     "max_skipped",
@@ -256,43 +254,33 @@ MAY_CHANGE = (
 )
 
 
-def _check(config, num_devices):
-    """Refuses what could only fail later, or silently mean something else."""
-    adapter = config.get("adapter")
-    if not isinstance(adapter, ConfigDict) or adapter.get("name") not in ADAPTERS:
-        raise InputError(f"the recipe's adapter.name must be one of {', '.join(ADAPTERS)}")
-    if config.adapter.name == "tai":
-        expected = tai.get_config("templates" if "backbone" in config else "embeddings")
-    elif config.adapter.name == "ml_decoder":
-        expected = ml_decoder_recipe.get_config()
-    else:
-        expected = mmm_clip.get_config(config.adapter.name)
+def check(config, num_devices):
+    """Refuses what could only fail later, or silently mean something else; whoever owns a key says what fits.
+
+    Args:
+      config: of a recipe, with the loss's constants.
+      num_devices: of all processes.
+
+    Raises:
+      InputError: a key is missing, unknown or left open, or a value is outside its range.
+    """
+    expected = recipes.schema(config)
     expected.loss = ConfigDict({"name": config.loss.name} | constants(config.loss.name))
+    if not isinstance(config.get("method"), ConfigDict):
+        raise InputError("the recipe has no method: it needs config.method.name")
+    method = methods.find(config.method)
     conditions = {
-        "max_skipped": (lambda f: 0 <= f <= 1, "in [0, 1]"),
-        "texts.number": (lambda n: n >= 1, "at least 1"),
-        "texts.max_labels": (lambda n: n >= 1, "at least 1"),
-        "perturbation.radius": (lambda r: 0 <= r < math.inf, "finite and not negative"),
-        "perturbation.sampling": (lambda s: s in LENGTHS, f"one of {', '.join(LENGTHS)}"),
-        "adapter.hidden": (lambda n: n >= 1, "at least 1"),
-        "adapter.depth": (lambda n: n >= 1, "at least 1"),
-        "adapter.dropout": (lambda p: 0 <= p < 1, "in [0, 1)"),
-        "adapter.dtype": (lambda d: d in layers.DTYPES, f"one of {', '.join(layers.DTYPES)}"),
-        "adapter.text": (lambda t: t in fc.TEXTS, f"one of {', '.join(fc.TEXTS)}"),
-        "adapter.features": (lambda f: f in layers.FEATURES, f"one of {', '.join(layers.FEATURES)}"),
-        "adapter.readout": (lambda r: r in mmm_mld.READOUTS, f"one of {', '.join(mmm_mld.READOUTS)}"),
-        "adapter.queries": (lambda q: q in ml_decoder.QUERIES, f"one of {', '.join(ml_decoder.QUERIES)}"),
-        "adapter.blocks": (lambda n: n >= 1, "at least 1"),
-        "adapter.num_heads": (lambda n: n >= 1, "at least 1"),
-        "adapter.groups": (lambda n: n >= 1, "at least 1"),
-        "adapter.width": (lambda n: n >= 1, "at least 1"),
-        "optimizer.learning_rate": (lambda r: 0 < r < math.inf, "finite and positive"),
-        "optimizer.weight_decay": (lambda w: 0 <= w < math.inf, "finite and not negative"),
+        "max_skipped": FRACTION,
+        "texts.number": AT_LEAST_1,
+        "texts.max_labels": AT_LEAST_1,
     }
-    conditions |= {f"loss.{name}": condition for name, condition in RANGES.items()}
-    if reads_local(config.adapter):
-        no_noise = "0 with local features, which no noise is added to"
-        conditions["perturbation.radius"] = (lambda r: r == 0, no_noise)
+    for part, ranges in (
+        ("method", method.ranges),
+        ("loss", RANGES),
+        ("perturbation", perturbation.ranges(method.reads)),
+        ("optimizer", optimizers.RANGES),
+    ):
+        conditions |= {f"{part}.{name}": condition for name, condition in ranges.items()}
     required = ("backbone", "texts.class_embeddings")
     conditions |= run_conditions(config.get("train", {}), num_devices)
     recipes.check(config, expected, required, conditions)

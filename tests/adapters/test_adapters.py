@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlclip_jax import InputError
-from mlclip_jax.adapters import ADAPTERS, TITLES, make_adapter, reads_local, takes_other_labels
+from mlclip_jax import InputError, methods
 from mlclip_jax.nnx_boundary import merge_module, split_trainable
 
 GENERATOR = np.random.default_rng(0)
 CLASS_EMBEDDINGS = GENERATOR.normal(size=(5, 16)).astype(np.float32)
 EMBEDDINGS = GENERATOR.normal(size=(6, 16)).astype(np.float32)
 LOCAL = GENERATOR.normal(size=(6, 4, 16)).astype(np.float32)
+BATCH = {"image": EMBEDDINGS, "image_local": LOCAL}
 
 DECODER = {"hidden": 32, "num_heads": 4, "dropout": 0.3}
 SETTINGS = {
@@ -30,32 +30,34 @@ SETTINGS = {
 
 
 def make(case, dtype="float32"):
-    return make_adapter(SETTINGS[case] | {"dtype": dtype}, CLASS_EMBEDDINGS, rngs=nnx.Rngs(0))
+    return methods.find(SETTINGS[case] | {"dtype": dtype}).make(CLASS_EMBEDDINGS, rngs=nnx.Rngs(0))
 
 
-def logits(case, *arguments, dtype="float32"):
-    return np.asarray(jax.jit(make(case, dtype))(*arguments))
+def logits(case, batch, dtype="float32"):
+    return np.asarray(jax.jit(make(case, dtype))(batch))
 
 
-def test_every_adapter_has_a_name_and_a_title():
-    assert ADAPTERS.keys() == TITLES.keys() == {settings["name"] for settings in SETTINGS.values()}
+def rows(start, end=None):
+    return {name: array[start:end] for name, array in BATCH.items()}
+
+
+def test_every_method_is_here():
+    assert methods.METHODS.keys() == {settings["name"] for settings in SETTINGS.values()}
 
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_one_way_in_and_one_way_out(case):
-    whole = logits(case, EMBEDDINGS, LOCAL)
+    whole = logits(case, BATCH)
     assert whole.shape == (6, 5)
     assert whole.dtype == np.float32
     # Every image by itself.
-    np.testing.assert_allclose(logits(case, EMBEDDINGS[4:5], LOCAL[4:5]), whole[4:5], rtol=1e-4, atol=1e-5)
-    if not reads_local(make_settings(case)):
-        np.testing.assert_array_equal(logits(case, EMBEDDINGS), whole)
-
-
-def make_settings(case):
-    """A recipe's settings, in which the features are named."""
-    default = {"features": "local"} if SETTINGS[case]["name"] in ("mld", "ml_decoder") else {}
-    return default | SETTINGS[case]
+    np.testing.assert_allclose(logits(case, rows(4, 5)), whole[4:5], rtol=1e-4, atol=1e-5)
+    # Of the features it reads those that it says it reads, and no other.
+    reads = methods.find(SETTINGS[case]).reads
+    np.testing.assert_array_equal(logits(case, {name: BATCH[name] for name in reads}), whole)
+    for name in reads:
+        with pytest.raises(KeyError, match=name):
+            logits(case, {other: array for other, array in BATCH.items() if other != name})
 
 
 @pytest.mark.parametrize("case", [case for case in SETTINGS if "dropout" in SETTINGS[case]])
@@ -66,12 +68,12 @@ def test_keys_drop_out_and_each_example_has_its_own(case):
         adapter.projection.kernel[...] = jnp.linspace(-1, 1, 16)[:, None]
     if "published" in case:  # whose logits are all zero until the last norm has moved
         adapter.blocks[-1].norm2.scale[...] = jnp.arange(16, dtype=jnp.float32)
-    dropped = np.asarray(adapter(EMBEDDINGS, LOCAL, keys))
-    assert np.abs(dropped - np.asarray(adapter(EMBEDDINGS, LOCAL))).max() > 1e-3
+    dropped = np.asarray(adapter(BATCH, keys))
+    assert np.abs(dropped - np.asarray(adapter(BATCH))).max() > 1e-3
     # A place in the batch decides nothing, nor does what the others are.
-    shifted = np.asarray(adapter(EMBEDDINGS[2:], LOCAL[2:], keys[2:]))
+    shifted = np.asarray(adapter(rows(2), keys[2:]))
     np.testing.assert_allclose(shifted, dropped[2:], rtol=1e-4, atol=1e-5)
-    same = np.asarray(adapter(np.tile(EMBEDDINGS[:1], (6, 1)), np.tile(LOCAL[:1], (6, 1, 1)), keys))
+    same = np.asarray(adapter({name: np.repeat(array[:1], 6, axis=0) for name, array in BATCH.items()}, keys))
     assert len(np.unique(same[:, 0])) > 1
 
 
@@ -81,7 +83,7 @@ def test_bfloat16_computes_and_float32_keeps(case):
     assert {array.dtype for array in jax.tree.leaves((parameters, frozen))} == {jnp.dtype("float32")}
 
     def total(parameters):
-        return jnp.sum(merge_module(graph, parameters, frozen)(EMBEDDINGS, LOCAL))
+        return jnp.sum(merge_module(graph, parameters, frozen)(BATCH))
 
     # Lowered for CPUs, the gradient of JAX's own attention in bfloat16 mixes dtypes.
     with jax.numpy_dtype_promotion("standard"):
@@ -89,7 +91,7 @@ def test_bfloat16_computes_and_float32_keeps(case):
     for gradient in gradients:
         assert gradient.dtype == jnp.float32
         assert np.isfinite(gradient).all()
-    exact, rounded = (logits(case, EMBEDDINGS, LOCAL, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    exact, rounded = (logits(case, BATCH, dtype) for dtype in ("float32", "bfloat16"))
     assert rounded.dtype == np.float32
     spread = max(np.abs(exact).max(), 0.1)
     assert np.abs(rounded - exact).max() < 0.05 * spread
@@ -97,7 +99,7 @@ def test_bfloat16_computes_and_float32_keeps(case):
 
 
 def test_which_adapters_take_other_labels():
-    assert {case for case in SETTINGS if takes_other_labels(SETTINGS[case])} == {
+    assert {case for case in SETTINGS if methods.find(SETTINGS[case]).open_vocabulary} == {
         "mld",
         "mld_pooled",
         "mld_published",
@@ -106,7 +108,18 @@ def test_which_adapters_take_other_labels():
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(InputError, match=r"adapter\.num_heads=5 does not divide the width 16"):
-        make_adapter({"name": "mld", "num_heads": 5}, CLASS_EMBEDDINGS, rngs=nnx.Rngs(0))
-    with pytest.raises(InputError, match=r"adapter\.num_heads=5 does not divide the width 24"):
-        make_adapter({"name": "ml_decoder", "num_heads": 5, "width": 24}, CLASS_EMBEDDINGS, rngs=nnx.Rngs(0))
+    for settings, width in (({"name": "mld"}, 16), ({"name": "ml_decoder", "width": 24}, 24)):
+        method = methods.find(settings | {"num_heads": 5})
+        with pytest.raises(InputError, match=rf"num_heads=5 does not divide the width {width}"):
+            method.make(CLASS_EMBEDDINGS, rngs=nnx.Rngs(0))
+
+
+def test_names_that_there_are_not_get_the_nearest():
+    with pytest.raises(
+        InputError, match=r"no method 'ml_decode' \(did you mean ml_decoder\?\); there are tai, fc"
+    ):
+        methods.find({"name": "ml_decode"})
+    with pytest.raises(
+        InputError, match=r"MLD has no setting 'head' \(did you mean .*\?\); it has features, read"
+    ):
+        methods.find({"name": "mld", "head": 5})

@@ -23,16 +23,20 @@ def test_without_text_it_is_one_linear_layer():
     assert shapes == {"kernel": (6, 4), "bias": (4,)}
     assert parameters.keys() == {"linear"}
     assert frozen == {}
-    np.testing.assert_allclose(adapter(EMBEDDINGS), of_layer(adapter, EMBEDDINGS), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        adapter({"image": EMBEDDINGS}), of_layer(adapter, EMBEDDINGS), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_as_published_the_first_text_is_a_bias():
     adapter = FCAdapter(CLASS_EMBEDDINGS, text="first", rngs=nnx.Rngs(0))
     inputs = np.concatenate([EMBEDDINGS, np.tile(CLASS_EMBEDDINGS[0], (3, 1))], axis=1)
-    np.testing.assert_allclose(adapter(EMBEDDINGS), of_layer(adapter, inputs), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        adapter({"image": EMBEDDINGS}), of_layer(adapter, inputs), rtol=1e-5, atol=1e-6
+    )
     # The same for every image: differences between images are the layer's alone.
     without = of_layer(adapter, np.concatenate([EMBEDDINGS, np.zeros((3, 6))], axis=1))
-    np.testing.assert_allclose(np.ptp(adapter(EMBEDDINGS) - without, axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.ptp(adapter({"image": EMBEDDINGS}) - without, axis=0), 0, atol=1e-5)
 
 
 def test_each_label_has_its_own_cosine():
@@ -43,7 +47,7 @@ def test_each_label_has_its_own_cosine():
     cosines /= np.linalg.norm(EMBEDDINGS, axis=1)[:, None] * np.linalg.norm(CLASS_EMBEDDINGS, axis=1)
     cosines = (cosines - cosines.mean(axis=1, keepdims=True)) / cosines.std(axis=1, keepdims=True)
     expected = of_layer(adapter, EMBEDDINGS) + weights * cosines
-    np.testing.assert_allclose(adapter(EMBEDDINGS), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(adapter({"image": EMBEDDINGS}), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("text", TEXTS)

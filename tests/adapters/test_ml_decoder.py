@@ -12,6 +12,7 @@ from mlclip_jax.nnx_boundary import split_trainable
 GENERATOR = np.random.default_rng(0)
 EMBEDDINGS = GENERATOR.normal(size=(2, 16)).astype(np.float32)
 LOCAL = GENERATOR.normal(size=(2, 5, 16)).astype(np.float32)
+BATCH = {"image": EMBEDDINGS, "image_local": LOCAL}
 SMALL = {"width": 24, "num_heads": 4, "hidden": 32}
 
 
@@ -45,7 +46,7 @@ def test_it_has_the_originals_parameters(num_labels, width, groups, trainable, t
 @pytest.mark.parametrize("queries", ["frozen", "learnt"])
 def test_any_number_of_labels(num_labels, queries):
     decoder = MLDecoder(texts(num_labels), queries=queries, **SMALL, rngs=nnx.Rngs(0))
-    logits = jax.jit(decoder)(EMBEDDINGS, LOCAL)
+    logits = jax.jit(decoder)(BATCH)
     assert logits.shape == (2, num_labels)
     assert np.isfinite(logits).all()
     num_queries, _, size = decoder.kernel.shape
@@ -56,9 +57,9 @@ def test_any_number_of_labels(num_labels, queries):
 def test_each_group_reads_its_own_query():
     """Labels of one group hang on one query's result, in the order of the original's reshape."""
     decoder = MLDecoder(texts(7), groups=3, queries="learnt", **SMALL, rngs=nnx.Rngs(0))
-    before = np.asarray(decoder(EMBEDDINGS, LOCAL))
+    before = np.asarray(decoder(BATCH))
     decoder.queries[...] = decoder.queries[...].at[1].multiply(jnp.linspace(-1, 1, 24))
-    changed = np.abs(np.asarray(decoder(EMBEDDINGS, LOCAL)) - before).max(axis=0) > 1e-6
+    changed = np.abs(np.asarray(decoder(BATCH)) - before).max(axis=0) > 1e-6
     np.testing.assert_array_equal(changed, [False, False, False, True, True, True, False])
 
 
@@ -86,20 +87,20 @@ def test_text_queries_take_other_labels():
     )
     assert jax.tree.map(np.shape, parameters) == jax.tree.map(np.shape, other_parameters)
     carried = nnx.merge(graph, parameters, frozen)
-    expected = np.asarray(trained(EMBEDDINGS, LOCAL))[:, [4, 1]]
-    np.testing.assert_allclose(carried(EMBEDDINGS, LOCAL), expected, rtol=1e-5, atol=1e-6)
+    expected = np.asarray(trained(BATCH))[:, [4, 1]]
+    np.testing.assert_allclose(carried(BATCH), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_pooled_features_are_one_token():
     decoder = MLDecoder(texts(6), features="pooled", **SMALL, rngs=nnx.Rngs(0))
     local = MLDecoder(texts(6), features="local", **SMALL, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(
-        decoder(EMBEDDINGS), local(EMBEDDINGS, EMBEDDINGS[:, None]), rtol=1e-5, atol=1e-6
+        decoder({"image": EMBEDDINGS}), local({"image_local": EMBEDDINGS[:, None]}), rtol=1e-5, atol=1e-6
     )
 
 
 def test_where_it_looks_matters_and_order_does_not():
     decoder = MLDecoder(texts(6), **SMALL, rngs=nnx.Rngs(0))
-    logits = decoder(EMBEDDINGS, LOCAL)
-    np.testing.assert_allclose(decoder(EMBEDDINGS, LOCAL[:, ::-1]), logits, rtol=1e-4, atol=1e-5)
-    assert np.abs(decoder(EMBEDDINGS, LOCAL * (np.arange(5) > 0)[None, :, None]) - logits).max() > 1e-3
+    logits = decoder(BATCH)
+    np.testing.assert_allclose(decoder({"image_local": LOCAL[:, ::-1]}), logits, rtol=1e-4, atol=1e-5)
+    assert np.abs(decoder({"image_local": LOCAL * (np.arange(5) > 0)[None, :, None]}) - logits).max() > 1e-3

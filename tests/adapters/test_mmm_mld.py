@@ -14,6 +14,7 @@ GENERATOR = np.random.default_rng(0)
 CLASS_EMBEDDINGS = GENERATOR.normal(size=(5, 16)).astype(np.float32)
 EMBEDDINGS = GENERATOR.normal(size=(8, 16)).astype(np.float32)
 LOCAL = GENERATOR.normal(size=(8, 6, 16)).astype(np.float32)
+BATCH = {"image": EMBEDDINGS, "image_local": LOCAL}
 LABELS = GENERATOR.integers(0, 2, (8, 5)).astype(np.int8)
 PUBLISHED = {"features": "pooled", "readout": "mean", "dropout": 0.0}
 
@@ -24,7 +25,7 @@ def gradient_sizes(**settings):
     graph, parameters, frozen = split_trainable(adapter)
 
     def loss(parameters):
-        return binary_cross_entropy(merge_module(graph, parameters, frozen)(EMBEDDINGS, LOCAL), LABELS)
+        return binary_cross_entropy(merge_module(graph, parameters, frozen)(BATCH), LABELS)
 
     gradient = jax.grad(loss)(parameters)
     sizes = jax.tree_util.tree_map_with_path(lambda path, g: (jax.tree_util.keystr(path), g), gradient)
@@ -41,7 +42,7 @@ def test_as_published_its_blocks_have_the_size_of_the_originals():
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_as_published_it_begins_at_zero_and_hardly_learns(blocks):
     adapter = MLDAdapter(CLASS_EMBEDDINGS, hidden=32, blocks=blocks, **PUBLISHED, rngs=nnx.Rngs(0))
-    assert np.abs(adapter(EMBEDDINGS)).max() < 1e-6
+    assert np.abs(adapter({"image": EMBEDDINGS})).max() < 1e-6
     sizes = gradient_sizes(blocks=blocks, **PUBLISHED)
     last = f"['blocks']['{blocks - 1}']['norm2']"
     assert max(size for name, size in sizes.items() if name.startswith(last)) > 1e-3
@@ -59,7 +60,7 @@ def test_the_default_begins_as_zero_shot_and_learns():
     adapter = MLDAdapter(CLASS_EMBEDDINGS, hidden=32, rngs=nnx.Rngs(0))
     cosines = EMBEDDINGS @ CLASS_EMBEDDINGS.T / np.linalg.norm(CLASS_EMBEDDINGS, axis=1)
     cosines = (cosines - cosines.mean(axis=1, keepdims=True)) / cosines.std(axis=1, keepdims=True)
-    np.testing.assert_allclose(adapter(EMBEDDINGS, LOCAL), cosines, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(adapter(BATCH), cosines, rtol=1e-4, atol=1e-5)
     sizes = gradient_sizes()
     assert sizes["['projection']['kernel']"] > 1e-3
     assert sizes["['cosine_weight']"] > 1e-3
@@ -77,7 +78,7 @@ def test_texts_and_tokens_enter_the_decoder_at_one_length(settings, length):
         return queries
 
     adapter.blocks = nnx.List([block])
-    adapter(EMBEDDINGS, LOCAL)
+    adapter(BATCH)
     assert [len(x) for x in entered] == [8, 8]
     for x in entered:
         np.testing.assert_allclose(np.linalg.norm(x, axis=-1), length, rtol=1e-5)
@@ -94,7 +95,7 @@ def test_the_default_fits_what_the_published_form_does_not():
         optimizer = optax.adam(1e-2)
 
         def loss(parameters, graph=graph, frozen=frozen):
-            return binary_cross_entropy(merge_module(graph, parameters, frozen)(EMBEDDINGS, LOCAL), LABELS)
+            return binary_cross_entropy(merge_module(graph, parameters, frozen)(BATCH), LABELS)
 
         @jax.jit
         def step(parameters, state, loss=loss, optimizer=optimizer):
@@ -116,13 +117,13 @@ def test_other_class_texts_take_the_place_of_those_trained_with():
     _, parameters, _ = split_trainable(trained)
     graph, _, frozen = split_trainable(MLDAdapter(CLASS_EMBEDDINGS[::-1], hidden=32, rngs=nnx.Rngs(1)))
     carried = merge_module(graph, parameters, frozen)
-    expected = np.asarray(trained(EMBEDDINGS, LOCAL))[:, ::-1]
-    np.testing.assert_allclose(carried(EMBEDDINGS, LOCAL), expected, rtol=1e-4, atol=1e-5)
+    expected = np.asarray(trained(BATCH))[:, ::-1]
+    np.testing.assert_allclose(carried(BATCH), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_lengths_do_not_matter():
     adapter = MLDAdapter(CLASS_EMBEDDINGS, hidden=32, rngs=nnx.Rngs(0))
     adapter.projection.kernel[...] = jnp.linspace(-1, 1, 16)[:, None]
     np.testing.assert_allclose(
-        adapter(3 * EMBEDDINGS, 7 * LOCAL), adapter(EMBEDDINGS, LOCAL), rtol=1e-4, atol=1e-5
+        adapter({"image": 3 * EMBEDDINGS, "image_local": 7 * LOCAL}), adapter(BATCH), rtol=1e-4, atol=1e-5
     )

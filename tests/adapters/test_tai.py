@@ -32,7 +32,7 @@ def test_without_keys_it_is_the_formula():
         expected = expected @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
         if i < 2:
             expected = np.maximum(expected, 0)
-    np.testing.assert_allclose(adapter(x), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(adapter({"image": x}), expected, rtol=1e-5, atol=1e-6)
     assert (expected < 0).any()  # no ReLU after the last layer: a logit may say "absent"
 
 
@@ -40,18 +40,18 @@ def test_without_keys_it_is_the_formula():
 def test_depth(depth):
     adapter = TaIAdapter(texts(4, 6), hidden=5, depth=depth, rngs=nnx.Rngs(0))
     assert len(adapter.layers) == depth
-    assert adapter(np.ones((7, 6), np.float32)).shape == (7, 4)
+    assert adapter({"image": np.ones((7, 6), np.float32)}).shape == (7, 4)
 
 
 def test_dropout_keeps_the_mean_and_is_a_function_of_its_key():
     adapter = TaIAdapter(texts(3, 8), hidden=64, depth=2, dropout=0.5, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(1, 8)).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), 4000)
-    outputs = adapter(np.repeat(x, 4000, axis=0), keys=keys)
+    outputs = adapter({"image": np.repeat(x, 4000, axis=0)}, keys)
     error = np.std(outputs, axis=0) / np.sqrt(len(keys))
-    assert (np.abs(outputs.mean(axis=0) - adapter(x)[0]) < 4 * error).all()
+    assert (np.abs(outputs.mean(axis=0) - adapter({"image": x})[0]) < 4 * error).all()
     # What is dropped out of an example follows from its key, wherever it stands.
-    np.testing.assert_allclose(adapter(x, keys=keys[7:8])[0], outputs[7], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(adapter({"image": x}, keys[7:8])[0], outputs[7], rtol=1e-5, atol=1e-6)
     assert (np.std(outputs, axis=0) > 0).all()
 
 
@@ -61,7 +61,7 @@ def test_every_layer_drops_its_own_units():
     adapter = TaIAdapter(texts(size, size), hidden=size, dropout=0.5, rngs=nnx.Rngs(0))
     for layer in adapter.layers:
         layer.kernel[...] = jax.numpy.eye(size)
-    outputs = adapter(np.ones((2, size), np.float32), keys=jax.random.split(jax.random.key(0), 2))
+    outputs = adapter({"image": np.ones((2, size), np.float32)}, jax.random.split(jax.random.key(0), 2))
     assert set(np.unique(outputs)) == {0, 4}
     assert abs((outputs > 0).mean() - 1 / 4) < 4 * np.sqrt(1 / 4 * 3 / 4 / outputs.size)
 

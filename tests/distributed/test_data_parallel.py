@@ -12,8 +12,9 @@ from mlclip_jax.distributed.data_parallel import MODES, data_parallel
 from mlclip_jax.distributed.sharding import make_mesh, replicated
 from mlclip_jax.losses import COUPLED, LOSSES
 from mlclip_jax.nnx_boundary import split_trainable
+from mlclip_jax.perturbation import make_perturbation
 from mlclip_jax.training.optimizers import make_optimizer
-from mlclip_jax.training.step import initial_state, make_chunk, make_loss, make_train_step
+from mlclip_jax.training.step import hyper_of, initial_state, make_chunk, make_loss, make_train_step
 
 NUMBER, WIDTH, LABELS, BATCH = 37, 12, 5, 8
 
@@ -22,26 +23,25 @@ def run(mode, num_devices, num_steps, labels=None, loss="binary_cross_entropy"):
     """Parameters and losses after some steps of a small adapter, with noise, dropout and unknown labels."""
     config = ConfigDict(tai.get_config())
     config.train.steps = 200
-    config.perturbation.radius = 2.0
+    config.perturbation.radius, config.seed = 2.0, 7
     generator = np.random.default_rng(0)
     embeddings = generator.normal(size=(NUMBER, WIDTH)).astype(np.float32)
     labels = generator.integers(-1, 2, (NUMBER, LABELS)).astype(np.int8) if labels is None else labels
     class_embeddings = np.zeros((LABELS, WIDTH), np.float32)
     adapter = TaIAdapter(class_embeddings, hidden=16, dropout=0.3, rngs=nnx.Rngs(0))
     graph, parameters, frozen = split_trainable(adapter)
-    optimizer = make_optimizer(config)
+    optimizer, hyper = make_optimizer(config), hyper_of(config)
     mesh = make_mesh(jax.devices()[:num_devices])
-    state = initial_state(parameters, optimizer)
-    state, data = jax.device_put((state, {"embeddings": embeddings, "labels": labels}), replicated(mesh))
-    step = make_train_step(
-        graph, optimizer, make_loss({"name": loss}), config.perturbation, jax.random.key(7)
-    )
+    state = initial_state(parameters, optimizer(hyper))
+    state, data = jax.device_put((state, {"image": embeddings, "labels": labels}), replicated(mesh))
+    perturb = make_perturbation(config.perturbation)
+    step = make_train_step(graph, optimizer, make_loss({"name": loss}), perturb)
     run_chunk = data_parallel(make_chunk(step), mode, mesh)
     indices = np.random.default_rng(1).integers(0, NUMBER, (num_steps, BATCH)).astype(np.int32)
     losses = []
     for start in range(0, num_steps, 50):
         steps = np.arange(start, min(start + 50, num_steps), dtype=np.int32)
-        state, metrics = run_chunk(state, frozen, data, indices[start : start + 50], steps)
+        state, metrics = run_chunk(state, frozen, data, indices[start : start + 50], steps, hyper)
         losses.append(metrics["loss"])
     return jax.device_get(state["parameters"]), np.concatenate(losses)
 
@@ -102,6 +102,6 @@ def test_the_state_is_donated():
     for mode in MODES:
         state = jax.device_put({"x": np.zeros(3, np.float32)}, replicated(mesh))
         chunk = data_parallel(lambda state, *_: ({"x": state["x"] + 1}, {}), mode, mesh)
-        result, _ = chunk(state, {}, {}, np.zeros((1, 2), np.int32), np.zeros(1, np.int32))
+        result, _ = chunk(state, {}, {}, np.zeros((1, 2), np.int32), np.zeros(1, np.int32), {})
         assert state["x"].is_deleted()
         np.testing.assert_array_equal(result["x"], 1)

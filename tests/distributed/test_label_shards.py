@@ -10,8 +10,7 @@ from flax import nnx
 from interruption import stopped_after
 from small_world import write_embeddings
 
-from mlclip_jax import InputError
-from mlclip_jax.adapters import make_adapter, reads_local
+from mlclip_jax import InputError, methods
 from mlclip_jax.configs import ml_decoder, mmm_clip, tai
 from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.sharding import (
@@ -23,8 +22,9 @@ from mlclip_jax.distributed.sharding import (
     split_labels,
 )
 from mlclip_jax.nnx_boundary import split_trainable
+from mlclip_jax.perturbation import make_perturbation
 from mlclip_jax.runs import read_run
-from mlclip_jax.training.step import initial_state, make_chunk, make_loss, make_train_step
+from mlclip_jax.training.step import hyper_of, initial_state, make_chunk, make_loss, make_train_step
 from mlclip_jax.training.train import shardings_of, train, with_loss_constants
 
 pytestmark = pytest.mark.devices(4)
@@ -46,29 +46,30 @@ def run(config, label_shards, num_labels=8, num_steps=5, optimizer=None):
     The steps are plain descents: Adam would make something of gradients that are zero but for rounding.
     """
     config = with_loss_constants(config)
-    config.adapter.update({key: value for key, value in SMALL.items() if key in config.adapter})
+    config.method.update({key: value for key, value in SMALL.items() if key in config.method})
     random = np.random.default_rng(0)
     class_embeddings = random.normal(size=(num_labels, WIDTH)).astype(np.float32)
-    adapter = make_adapter(config.adapter, class_embeddings, rngs=nnx.Rngs(0))
+    adapter = methods.find(config.method).make(class_embeddings, rngs=nnx.Rngs(0))
     graph, parameters, frozen = split_trainable(adapter)
     optimizer, mesh = optimizer or optax.sgd(0.1), make_mesh(label_shards=label_shards)
     state = initial_state(parameters, optimizer)
     shardings = shardings_of(state, adapter.label_axes(), optimizer, mesh)
     data = {
-        "embeddings": random.normal(size=(NUMBER, WIDTH)).astype(np.float32),
+        "image": random.normal(size=(NUMBER, WIDTH)).astype(np.float32),
         "labels": random.integers(-1, 2, (NUMBER, num_labels)).astype(np.int8),
     }
-    if reads_local(config.adapter):
-        data["local"] = random.normal(size=(NUMBER, 3, WIDTH)).astype(np.float32)
+    if "image_local" in methods.find(config.method).reads:
+        data["image_local"] = random.normal(size=(NUMBER, 3, WIDTH)).astype(np.float32)
     placed = place(data, dict.fromkeys(data, replicated(mesh)) | {"labels": split_labels(mesh, 1)})
     frozen = place(frozen, split_by_labels(mesh, frozen, adapter.label_axes()))
-    loss, key = make_loss(config.loss), jax.random.key(1)
-    step = make_train_step(graph, optimizer, loss, config.perturbation, key, fuse_allreduce=label_shards == 1)
+    fuse_allreduce, perturb = label_shards == 1, make_perturbation(config.perturbation)
+    step = make_train_step(
+        graph, lambda _: optimizer, make_loss(config.loss), perturb, fuse_allreduce=fuse_allreduce
+    )
     chunk = data_parallel(make_chunk(step), "shard_map", mesh, state_shardings=shardings)
     indices = random.integers(0, NUMBER, (num_steps, BATCH)).astype(np.int32)
-    state, metrics = chunk(
-        place(state, shardings), frozen, placed, indices, np.arange(num_steps, dtype=np.int32)
-    )
+    steps = np.arange(num_steps, dtype=np.int32)
+    state, metrics = chunk(place(state, shardings), frozen, placed, indices, steps, hyper_of(config))
     return state, np.asarray(metrics["loss"]), mesh
 
 
@@ -105,7 +106,7 @@ def small_config(world, label_shards, **train):
     config.texts.class_embeddings = str(world / "class_embeddings.npz")
     config.texts.number = 300
     config.evaluation.embeddings = str(world / "images.npz")
-    config.adapter.hidden = 32
+    config.method.hidden = 32
     config.train.update({"steps": 60, "batch_size": 8, "log_every": 10, "checkpoint_every": 20} | train)
     config.train.label_shards = label_shards
     return config

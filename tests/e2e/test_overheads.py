@@ -9,13 +9,13 @@ from flax import nnx
 from processes import finish_together
 from small_world import train_arguments, write_embeddings
 
-from mlclip_jax.adapters import make_adapter
+from mlclip_jax import methods
 from mlclip_jax.configs import ml_decoder
 from mlclip_jax.distributed.sharding import make_mesh, place, replicated
 from mlclip_jax.nnx_boundary import split_trainable
 from mlclip_jax.training.checkpoints import Checkpoints
 from mlclip_jax.training.optimizers import make_optimizer
-from mlclip_jax.training.step import initial_state
+from mlclip_jax.training.step import hyper_of, initial_state
 
 pytestmark = pytest.mark.slow
 FROZEN = {"name": "overheads", "revision": "", "sha256": "0" * 64}
@@ -24,10 +24,10 @@ FROZEN = {"name": "overheads", "revision": "", "sha256": "0" * 64}
 def test_saving_blocks_less_than_a_twentieth_of_the_time(tmp_path):
     """One save each 10 seconds of an ML-Decoder for 80 labels, while its parameters are computed with."""
     config = ml_decoder.get_config()
-    adapter = make_adapter(config.adapter, np.zeros((80, 512), np.float32), rngs=nnx.Rngs(0))
+    adapter = methods.find(config.method).make(np.zeros((80, 512), np.float32), rngs=nnx.Rngs(0))
     _, parameters, _ = split_trainable(adapter)
     mesh = make_mesh(jax.devices()[:1])
-    state = place(initial_state(parameters, make_optimizer(config)), replicated(mesh))
+    state = place(initial_state(parameters, make_optimizer(config)(hyper_of(config))), replicated(mesh))
     decay = jax.jit(lambda state: jax.tree.map(lambda x: x * 1, state), donate_argnums=0)
     blocked, counts = [], {True: [], False: []}
     with Checkpoints(tmp_path, FROZEN) as checkpoints:
@@ -54,7 +54,7 @@ def test_two_processes_beside_one(tmp_path):
     """The time of a step, from runs of two lengths, with the same global batch; TaI-Adapter, 80 labels."""
     write_embeddings(tmp_path, width=512)
     settings = {
-        "adapter__hidden": 512,
+        "method__hidden": 512,
         "texts__number": 4000,
         "train__batch_size": 64,
         "train__log_every": 100,

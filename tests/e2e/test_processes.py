@@ -21,7 +21,7 @@ SETTINGS = {
     "evaluation__embeddings": "images.npz",
 }
 STREAMED = """
-from mlclip_jax import loop
+from mlclip_jax.training import loop
 loop.ON_DEVICE = 0  # so each process reads the rows of its own devices, chunk by chunk
 """
 STALL = 20  # seconds, into which a chunk of steps and its compilation must fit on a busy machine

@@ -16,6 +16,7 @@ WIDTH, HIDDEN, HEADS = 48, 96, 8
 GENERATOR = np.random.default_rng(0)
 EMBEDDINGS = GENERATOR.normal(size=(3, 32)).astype(np.float32)
 LOCAL = GENERATOR.normal(size=(3, 7, 32)).astype(np.float32)
+BATCH = {"image": EMBEDDINGS, "image_local": LOCAL}
 CLASS_EMBEDDINGS = GENERATOR.normal(size=(11, 32)).astype(np.float32)
 
 
@@ -94,7 +95,7 @@ def test_ml_decoder(queries, groups, features):
     ours = perturbed(MLDecoder(CLASS_EMBEDDINGS, **settings, **sizes, rngs=nnx.Rngs(0)))
     tokens = LOCAL if features == "local" else EMBEDDINGS[:, None]
     theirs = their_ml_decoder(ours, tokens)
-    np.testing.assert_allclose(ours(EMBEDDINGS, LOCAL), theirs, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ours(BATCH), theirs, rtol=0, atol=1e-5)
     assert np.ptp(theirs) > 0.1
 
 
@@ -104,7 +105,7 @@ def test_ml_decoder_at_full_size():
     tokens = GENERATOR.normal(size=(2, 196, 1024)).astype(np.float32)
     ours = perturbed(MLDecoder(class_embeddings, rngs=nnx.Rngs(0)))
     theirs = their_ml_decoder(ours, tokens)
-    error = np.abs(ours(tokens[:, 0], tokens) - theirs).max() / np.abs(theirs).max()
+    error = np.abs(ours({"image_local": tokens}) - theirs).max() / np.abs(theirs).max()
     assert error < 1e-5
 
 
@@ -118,5 +119,5 @@ def test_mld_as_published():
     for layer in ours.blocks:
         tokens = block(layer, 4)(texts, tokens)
     theirs = tokens.mean(dim=-1).numpy()
-    np.testing.assert_allclose(ours(EMBEDDINGS), theirs, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ours({"image": EMBEDDINGS}), theirs, rtol=0, atol=1e-5)
     assert np.ptp(theirs) > 0.01

@@ -50,7 +50,7 @@ def text_config(world, **train):
     config = tai.get_config()
     config.texts.class_embeddings = str(world / "class_embeddings.npz")
     config.texts.number = 300
-    config.adapter.hidden = 32
+    config.method.hidden = 32
     config.train.update({"steps": 60, "batch_size": 8, "log_every": 10, "checkpoint_every": 20} | train)
     return config
 
@@ -128,8 +128,8 @@ class TestNumbers:
         """The slope of a square root at 0 is not finite, and one device meets it."""
         optimizer = optax.sgd(0.1)
 
-        def step(state, frozen, batch, step):
-            del frozen, step
+        def step(state, frozen, batch, step, hyper):
+            del frozen, step, hyper
             total, gradient = jax.value_and_grad(lambda p: jnp.sum(jnp.sqrt(p["x"] * batch)))(
                 state["parameters"]
             )
@@ -143,7 +143,7 @@ class TestNumbers:
         chunk = data_parallel(make_chunk(step), "shard_map", mesh)
         indices = np.array([[0, 1], [2, 3], [4, 5]], np.int32)
         state, metrics = chunk(
-            state, {}, place(rows, replicated(mesh)), indices, np.arange(3, dtype=np.int32)
+            state, {}, place(rows, replicated(mesh)), indices, np.arange(3, dtype=np.int32), {}
         )
         state, metrics = jax.device_get((state, metrics))
         assert metrics["finite"].tolist() == ([True, False, True] if skip_nonfinite else [True, False, False])
@@ -257,7 +257,7 @@ class TestDisk:
         """No file may grow beyond 20 kB: the log fits, the arrays do not."""
         limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
         steps = {"train__steps": 10**7, "train__checkpoint_every": 100, "evaluation__embeddings": ""}
-        process = start(train_arguments(world, tmp_path, **steps, adapter__hidden=128), preamble=limit)
+        process = start(train_arguments(world, tmp_path, **steps, method__hidden=128), preamble=limit)
         [output] = outputs_of([process], 2)
         error = output.splitlines()[-1]
         assert f"mlclip train: error: cannot write checkpoints in {tmp_path / 'checkpoints'} (" in error

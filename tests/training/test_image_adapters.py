@@ -15,8 +15,7 @@ from PIL import Image
 from tiny_clip import config_with, write_clip
 
 import mlclip_jax
-from mlclip_jax import InputError
-from mlclip_jax.adapters import make_adapter
+from mlclip_jax import InputError, methods
 from mlclip_jax.cli import main
 from mlclip_jax.comparison import figures_of
 from mlclip_jax.configs import ml_decoder, mmm_clip
@@ -28,18 +27,18 @@ from mlclip_jax.training.loop import run_conditions
 from mlclip_jax.training.train import train
 
 LABELS = ("cat", "dog", "owl", "bus")
-DECODER = {"adapter.hidden": 16, "adapter.num_heads": 2}
+DECODER = {"method.hidden": 16, "method.num_heads": 2}
 # Recipe, changes, and whether it takes other labels.
 CASES = {
     "fc": ("mmm_clip:fc", {}),
     "fc_published": ("mmm_clip:fc_published", {}),
     "mld_local": ("mmm_clip:mld", DECODER),
-    "mld_pooled": ("mmm_clip:mld", DECODER | {"adapter.features": "pooled"}),
+    "mld_pooled": ("mmm_clip:mld", DECODER | {"method.features": "pooled"}),
     "mld_published": ("mmm_clip:mld_published", DECODER | {"optimizer.learning_rate": 1e-2}),
-    "ml_decoder_local": ("ml_decoder", DECODER | {"adapter.width": 16, "adapter.groups": 3}),
-    "ml_decoder_pooled": ("ml_decoder:learnt", DECODER | {"adapter.width": 16, "adapter.features": "pooled"}),
-    "ml_decoder_text": ("ml_decoder:text", DECODER | {"adapter.width": 16}),
-    "bfloat16": ("mmm_clip:mld", DECODER | {"adapter.dtype": "bfloat16"}),
+    "ml_decoder_local": ("ml_decoder", DECODER | {"method.width": 16, "method.groups": 3}),
+    "ml_decoder_pooled": ("ml_decoder:learnt", DECODER | {"method.width": 16, "method.features": "pooled"}),
+    "ml_decoder_text": ("ml_decoder:text", DECODER | {"method.width": 16}),
+    "bfloat16": ("mmm_clip:mld", DECODER | {"method.dtype": "bfloat16"}),
 }
 # tests/distributed/test_data_parallel.py shows that the wrappers agree; one adapter of images has both.
 MODES = [*((case, "shard_map") for case in CASES), ("mld_local", "pmap")]
@@ -157,7 +156,7 @@ def test_a_loss_may_be_changed_by_name_alone_and_its_constants_are_recorded(fold
             "reduction must be one of mean, sum for this",
         ),
         ({"loss__reduction": "median"}, "reduction must be one of mean, samples, sum"),
-        ({"adapter__text": "second"}, "adapter.text=second cannot be: it must be one of cosine, first, none"),
+        ({"method__text": "second"}, "method.text=second cannot be: it must be one of cosine, first, none"),
     ):
         assert main(arguments(folder, tmp_path / "wrong", "fc", **wrong)) == 2
         error = capsys.readouterr().err
@@ -170,7 +169,7 @@ def test_a_loss_may_be_changed_by_name_alone_and_its_constants_are_recorded(fold
     [
         ("mmm_clip:mdl", "recipe mmm_clip has no variant 'mdl'; it has fc, fc_published, mld, mld_published"),
         ("mmm_clip:mld,loss=asl", "no loss 'asl'; there are binary_cross_entropy"),
-        ("mmm_clip:mld,lr=3", "recipe mmm_clip takes loss=NAME after its variant, not 'lr=3'"),
+        ("mmm_clip:mld,lr=3", "recipe mmm_clip has no option 'lr=3'; its options, and defaults: loss=binary"),
         ("few_shot:fd", "recipe few_shot has no variant 'fd'"),
     ],
 )
@@ -201,9 +200,9 @@ def test_local_features_are_asked_for_where_they_are_read(folder, tmp_path, caps
         ("fc,loss=smoothed_binary_cross_entropy", "loss.smoothing=5.0", "it must be in [0, 1]"),
         ("fc,loss=asymmetric", "loss.name=two_way", "loss two_way has no"),
         ("mld", "perturbation.radius=2.0", "it must be 0 with local features, which no noise is added to"),
-        ("mld", "adapter.num_heads=7", "adapter.num_heads=7 does not divide the width"),
-        ("mld", "adapter.blocks=0", "it must be at least 1"),
-        ("mld", "adapter.features=all", "it must be one of local, pooled"),
+        ("mld", "method.num_heads=7", "num_heads=7 does not divide the width"),
+        ("mld", "method.blocks=0", "it must be at least 1"),
+        ("mld", "method.features=all", "it must be one of local, pooled"),
         ("mld", "examples.images=elsewhere", "give either --config.examples.embeddings=FILE or"),
     ],
 )
@@ -233,13 +232,13 @@ def test_a_run_does_not_go_on_with_other_images_or_labels(folder, trained, tmp_p
 
 def test_the_least_of_every_setting_is_accepted_and_less_is_not(folder, tmp_path):
     """As the messages say."""
-    least = {"train.label_shards": 1, "adapter.dropout": 0, "optimizer.weight_decay": 0}
+    least = {"train.label_shards": 1, "method.dropout": 0, "optimizer.weight_decay": 0}
     least |= dict.fromkeys(["max_skipped", "train.evaluate_every", "train.max_skipped_steps"], 0)
     least |= {"train.stall_seconds": 0, "seed": 0}
     for name in ("steps", "log_every", "checkpoint_every"):
         least[f"train.{name}"] = 1
     for name in ("width", "num_heads", "groups", "hidden"):
-        least[f"adapter.{name}"] = 1
+        least[f"method.{name}"] = 1
     config = ml_decoder.get_config()
     config.backbone, config.texts.labels = str(folder / "clip"), str(folder / "labels.txt")
     config.examples.update(embeddings=str(folder / "images.npz"), labels=str(folder / "images.csv"))
@@ -264,8 +263,8 @@ def test_recipes_of_ones_own_that_are_no_recipes(folder, tmp_path):
         train(config, tmp_path)
     config = mmm_clip.get_config("fc")
     config.backbone, config.texts.labels = str(folder / "clip"), str(folder / "labels.txt")
-    with pytest.raises(InputError, match=r"FC has no adapter\.foo; it has text, dtype"):
-        make_adapter(config.adapter.to_dict() | {"foo": 1}, np.zeros((2, 4), np.float32), rngs=None)
+    with pytest.raises(InputError, match=r"FC has no setting 'foo'; it has text, dtype"):
+        methods.find(config.method.to_dict() | {"foo": 1})
 
 
 def test_what_is_drawn_is_kept_with_the_run(trained, tmp_path):
@@ -377,8 +376,8 @@ def test_few_shot_makes_its_table(tmp_path, monkeypatch):
     monkeypatch.setattr(few_shot.recipe, "get_config", short)
     small = {name: (seed, 40, labels) for name, (seed, _, labels) in few_shot.FOLDERS.items()}
     monkeypatch.setattr(few_shot, "FOLDERS", small)
-    methods = {name: few_shot.METHODS[name] for name in ("fc", "mld_pooled")}
-    rows = few_shot.few_shot(tmp_path, 1, methods, (0.7,))
+    variants = {name: few_shot.VARIANTS[name] for name in ("fc", "mld_pooled")}
+    rows = few_shot.few_shot(tmp_path, 1, variants, (0.7,))
     assert [row[0] for row in rows] == ["plain cosine", "FC", "MLD, pooled features"]
     assert rows[1][-1] == ""
     assert all(0 < float(cell) <= 100 for cell in rows[2][1:])

@@ -12,18 +12,18 @@ from clip_cases import images
 from flax import nnx
 from tiny_models import CASES, TEXTS, write_case
 
-from mlclip_jax import load_backbone, metrics
-from mlclip_jax.adapters import make_adapter, reads_local
+from mlclip_jax import load_backbone, methods, metrics
 from mlclip_jax.backbones.saving import clip_tokenizer, learn_merges
 from mlclip_jax.configs import ml_decoder, mmm_clip, pretrain_scenes, tai
 from mlclip_jax.distributed.data_parallel import MODES, data_parallel
 from mlclip_jax.distributed.sharding import make_mesh, place, replicated, split_by_labels
 from mlclip_jax.losses import COUPLED, LOSSES
 from mlclip_jax.nnx_boundary import split_module, split_trainable
-from mlclip_jax.runs import adapter_scores
+from mlclip_jax.perturbation import make_perturbation
+from mlclip_jax.runs import method_scores
 from mlclip_jax.training.optimizers import make_optimizer
 from mlclip_jax.training.pretrain import Pretraining, clip_config, make_pretrain_step, make_single
-from mlclip_jax.training.step import initial_state, make_chunk, make_loss, make_train_step
+from mlclip_jax.training.step import hyper_of, initial_state, make_chunk, make_loss, make_train_step
 from mlclip_jax.training.train import shardings_of, with_loss_constants
 
 LABELS, WIDTH = 8, 32
@@ -80,29 +80,28 @@ def training_step(config, mode, label_shards):
     """A chunk of steps of a recipe's adapter on four devices, and its arguments."""
     config = with_loss_constants(config)
     class_embeddings = np.random.default_rng(0).normal(size=(LABELS, WIDTH)).astype(np.float32)
-    if "width" in config.adapter:
-        config.adapter.update(width=16, groups=4)
-    adapter = make_adapter(config.adapter, class_embeddings, rngs=nnx.Rngs(0))
+    if "width" in config.method:
+        config.method.update(width=16, groups=4)
+    adapter = methods.find(config.method).make(class_embeddings, rngs=nnx.Rngs(0))
     graph, parameters, frozen = split_trainable(adapter)
-    optimizer, mesh = make_optimizer(config), make_mesh(label_shards=label_shards)
-    state = initial_state(parameters, optimizer)
-    shardings = shardings_of(state, adapter.label_axes(), optimizer, mesh)
+    optimizer, hyper, mesh = make_optimizer(config), hyper_of(config), make_mesh(label_shards=label_shards)
+    state = initial_state(parameters, optimizer(hyper))
+    shardings = shardings_of(state, adapter.label_axes(), optimizer(hyper), mesh)
     step = make_train_step(
         graph,
         optimizer,
         make_loss(config.loss),
-        config.perturbation,
-        jax.random.key(0),
+        make_perturbation(config.perturbation),
         skip_nonfinite=True,
         fuse_allreduce=label_shards == 1,
     )
     run = data_parallel(make_chunk(step), mode, mesh, state_shardings=shardings)
-    data = {"embeddings": np.zeros((12, WIDTH), np.float32), "labels": np.zeros((12, LABELS), np.int8)}
-    if reads_local(config.adapter):
-        data["local"] = np.zeros((12, 3, WIDTH), np.float32)
+    data = {"image": np.zeros((12, WIDTH), np.float32), "labels": np.zeros((12, LABELS), np.int8)}
+    if "image_local" in methods.find(config.method).reads:
+        data["image_local"] = np.zeros((12, 3, WIDTH), np.float32)
     frozen = place(frozen, split_by_labels(mesh, frozen, adapter.label_axes()))
     indices, steps = np.zeros((2, 8), np.int32), np.arange(2, dtype=np.int32)
-    return run, (place(state, shardings), frozen, place(data, replicated(mesh)), indices, steps)
+    return run, (place(state, shardings), frozen, place(data, replicated(mesh)), indices, steps, hyper)
 
 
 @pytest.mark.parametrize(("case", "mode", "label_shards"), OF_ADAPTERS)
@@ -138,7 +137,7 @@ def test_pretraining(mode):
         "token_ids": np.zeros((4, 2, tokens), np.int32),
         "labels": np.zeros((4, 2, 5), np.int8),
     }
-    arguments = (state, {}, data, np.zeros((1, 8), np.int32), np.zeros(1, np.int32))
+    arguments = (state, {}, data, np.zeros((1, 8), np.int32), np.zeros(1, np.int32), {})
     program, outputs = lower(run if mode == "shard_map" else jax.jit(run), *arguments)
     assert "stablehlo.all_gather" in program
     assert outputs[0] == described(state)
@@ -168,10 +167,10 @@ def test_every_tower(tmp_path, case):
 def test_scoring(case):
     config = RECIPES[case]()
     class_embeddings = np.zeros((LABELS, WIDTH), np.float32)
-    graph, *states = split_trainable(make_adapter(config.adapter, class_embeddings, rngs=nnx.Rngs(0)))
-    local = np.zeros((300, 3, WIDTH), np.float32) if reads_local(config.adapter) else None
-    score = jax.jit(functools.partial(adapter_scores, graph))
-    _, outputs = lower(score, *states, np.zeros((300, WIDTH), np.float32), local)
+    graph, *states = split_trainable(methods.find(config.method).make(class_embeddings, rngs=nnx.Rngs(0)))
+    shapes = {"image": (300, WIDTH), "image_local": (300, 3, WIDTH)}
+    features = {name: np.zeros(shapes[name], np.float32) for name in methods.find(config.method).reads}
+    _, outputs = lower(jax.jit(functools.partial(method_scores, graph)), *states, features)
     assert outputs == ((300, LABELS), "float32")
 
 

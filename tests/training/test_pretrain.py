@@ -104,7 +104,7 @@ def one_step(mode, num_devices):
     step = make_pretrain_step(graph, optimizer, config.loss, examples.image_processor.normalise)
     run = data_parallel(make_single(step), mode, mesh)
     rows, steps = np.arange(8, dtype=np.int32)[None], np.zeros(1, np.int32)
-    state, metrics = run(state, {}, data, rows, steps)
+    state, metrics = run(state, {}, data, rows, steps, {})
     return jax.device_get(state["parameters"]), jax.device_get(metrics), batch, logits
 
 

@@ -54,7 +54,7 @@ def small_config(folder, variant):
     config.train.update(steps=12, batch_size=8, log_every=5, checkpoint_every=10)
     config.examples.embeddings = str(folder / "embedded")
     if variant == "mld":
-        config.adapter.update(hidden=16, num_heads=2)
+        config.method.update(hidden=16, num_heads=2)
     return config
 
 
@@ -97,7 +97,7 @@ def test_one_command_embeds_trains_and_scores(folder, tmp_path, capsys):
 MEASURED = """
 import re, sys, threading, time
 from pathlib import Path
-from mlclip_jax import loop
+from mlclip_jax.training import loop
 from mlclip_jax.cli import main
 
 worst = [0]

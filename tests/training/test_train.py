@@ -27,10 +27,11 @@ from mlclip_jax.embeddings.store import read_embeddings
 from mlclip_jax.files import locked
 from mlclip_jax.losses import binary_cross_entropy
 from mlclip_jax.nnx_boundary import merge_module, split_trainable
+from mlclip_jax.perturbation import make_perturbation
 from mlclip_jax.runs import read_run
 from mlclip_jax.training.metric_log import Log
 from mlclip_jax.training.optimizers import make_optimizer, make_schedule
-from mlclip_jax.training.step import initial_state, make_chunk, make_loss, make_train_step
+from mlclip_jax.training.step import hyper_of, initial_state, make_chunk, make_loss, make_train_step
 from mlclip_jax.training.train import train, with_loss_constants
 
 
@@ -43,7 +44,7 @@ def small_config(world, **changes):
     config = tai.get_config()
     config.texts.class_embeddings = str(world / "class_embeddings.npz")
     config.texts.number = 300
-    config.adapter.hidden = 32
+    config.method.hidden = 32
     config.perturbation.radius = 3.0
     config.train.update(steps=60, batch_size=8, log_every=10, checkpoint_every=20)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
@@ -126,7 +127,7 @@ def test_divergence_stops_the_run(world, tmp_path):
 def test_the_schedule_is_finite_however_short(steps):
     config = tai.get_config()
     config.train.steps = steps
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config)(hyper_of(config))
     parameters = {"x": np.ones(2, np.float32)}
     state = optimizer.init(parameters)
     with jax.numpy_dtype_promotion("standard"):
@@ -164,7 +165,7 @@ def template_arguments(folder, workdir):
         "texts.number": 40,
         "evaluation.images": folder / "images",
         "evaluation.labels": folder / "table.csv",
-        "adapter.hidden": 16,
+        "method.hidden": 16,
         "train.steps": 20,
         "train.batch_size": 8,
     }
@@ -411,22 +412,22 @@ class TestStep:
         config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
         generator = np.random.default_rng(0)
         batch = {
-            "embeddings": generator.normal(size=(8, 6)).astype(np.float32),
+            "image": generator.normal(size=(8, 6)).astype(np.float32),
             "labels": generator.integers(0, 2, (8, 3)).astype(np.int8),
         }
         class_embeddings = np.zeros((3, 6), np.float32)
-        settings = {"hidden": 16, "dropout": config.adapter.dropout, "dtype": config.adapter.dtype}
+        settings = {"hidden": 16, "dropout": config.method.dropout, "dtype": config.method.dtype}
         adapter = TaIAdapter(class_embeddings, **settings, rngs=nnx.Rngs(0))
         graph, parameters, frozen = split_trainable(adapter)
-        optimizer = make_optimizer(config)
-        state = initial_state(parameters, optimizer)
+        optimizer, hyper = make_optimizer(config), hyper_of(config)
+        state = initial_state(parameters, optimizer(hyper))
         mesh = make_mesh(jax.devices()[:1])
-        loss, key = make_loss(with_loss_constants(config).loss), jax.random.key(config.seed)
-        step = make_train_step(graph, optimizer, loss, config.perturbation, key)
+        loss = make_loss(with_loss_constants(config).loss)
+        step = make_train_step(graph, optimizer, loss, make_perturbation(config.perturbation))
         chunk = data_parallel(make_chunk(step), "shard_map", mesh)
         indices = np.tile(np.arange(8, dtype=np.int32), (len(steps), 1))
         state, _ = chunk(
-            jax.device_put(state, replicated(mesh)), frozen, batch, indices, np.array(steps, np.int32)
+            jax.device_put(state, replicated(mesh)), frozen, batch, indices, np.array(steps, np.int32), hyper
         )
         return np.concatenate([np.ravel(x) for x in jax.tree.leaves(state["parameters"])])
 
@@ -437,25 +438,25 @@ class TestStep:
             {"perturbation__radius": 0.0},
             {"perturbation__radius": 13.0},
             {"perturbation__sampling": "interior_by_radius"},
-            {"adapter__dropout": 0.5},
+            {"method__dropout": 0.5},
             {"optimizer__learning_rate": 2e-3},
             {"optimizer__weight_decay": 0.5},
             {"train__steps": 300},
             {"seed": 1},
             {"loss": {"name": "focal"}},
-            {"adapter__dtype": "bfloat16"},
+            {"method__dtype": "bfloat16"},
         ):
             assert not np.array_equal(self.parameters((0, 1), **change), base), change
 
     def test_noise_and_dropout_are_new_at_every_step(self):
-        without = {"perturbation__radius": 0.0, "adapter__dropout": 0.0}
-        for other in ({"adapter__dropout": 0.0}, {"perturbation__radius": 0.0}):
+        without = {"perturbation__radius": 0.0, "method__dropout": 0.0}
+        for other in ({"method__dropout": 0.0}, {"perturbation__radius": 0.0}):
             assert not np.array_equal(self.parameters((0,), **other), self.parameters((7,), **other))
         np.testing.assert_array_equal(self.parameters((0,), **without), self.parameters((7,), **without))
 
     def test_without_noise_it_is_adamw_on_the_mean_loss(self):
         """One step, with NumPy: Adam's first step is the sign of the gradient, then the decay."""
-        changes = {"perturbation__radius": 0.0, "adapter__dropout": 0.0, "optimizer__weight_decay": 0.1}
+        changes = {"perturbation__radius": 0.0, "method__dropout": 0.0, "optimizer__weight_decay": 0.1}
         parameters = self.parameters((0,), **changes)
         adapter = TaIAdapter(np.zeros((3, 6), np.float32), hidden=16, rngs=nnx.Rngs(0))
         graph, start, frozen = split_trainable(adapter)
@@ -463,7 +464,7 @@ class TestStep:
         embeddings = generator.normal(size=(8, 6)).astype(np.float32)
         labels = generator.integers(0, 2, (8, 3)).astype(np.int8)
         gradient = jax.grad(
-            lambda p: binary_cross_entropy(merge_module(graph, p, frozen)(embeddings), labels)
+            lambda p: binary_cross_entropy(merge_module(graph, p, frozen)({"image": embeddings}), labels)
         )(start)
         rate = 1e-3 / 25  # where the 1-cycle begins
         expected = jax.tree.map(
@@ -476,13 +477,11 @@ class TestStep:
 
 
 def test_the_schedule_is_one_cycle():
-    config = tai.get_config()
-    config.train.steps, config.optimizer.learning_rate = 1000, 2.0
     with jax.numpy_dtype_promotion("standard"):
-        rates = np.array([make_schedule(config)(step) for step in range(1001)])
-    assert rates[0] == pytest.approx(2 / 25)
+        rates = np.array([make_schedule(1000)(step) for step in range(1001)])
+    assert rates[0] == pytest.approx(1 / 25)
     assert rates.argmax() == 300
-    assert rates[300] == pytest.approx(2)
+    assert rates[300] == pytest.approx(1)
     assert (np.diff(rates[:301]) > 0).all()
     assert (np.diff(rates[300:]) < 0).all()
     assert rates[1000] < 1e-5

@@ -1,0 +1,95 @@
+"""Every method that scores images, by name: the one table. A class is imported when it is asked for.
+
+A method is an `nnx.Module` in a file of its own, made from the embeddings (K, D) of the labels by
+`Class(class_embeddings, **settings, rngs=rngs)`. It is called `method(batch, keys=None)`: `batch` is a dict
+of features by name, of which it gets those that it reads, each with a leading b; `keys` are typed PRNG keys
+(b,), one for each example, in training, and None otherwise. It returns logits (b, K), float32.
+
+What else its class declares:
+
+- `TITLE`: what tables and errors call it.
+- `RANGES`: what its settings may be, see `ranges.py`. Their defaults are those of `__init__`.
+- `reads`: names of the features that it reads, or a function of all settings that gives them: `image` (b, D),
+  the embeddings, and `image_local` (b, T, D), the local features.
+- `open_vocabulary`: whether other class embeddings may replace those of training, or a function of all
+  settings that says so. They are then the method's `Frozen` variable `class_embeddings`.
+- `label_axes()`: which of its arrays can be split over devices label by label: a dict from an array's path to
+  the dimension that goes over the labels.
+
+Its `nnx.Param`s are trained, and its `Frozen` variables are not.
+"""
+
+import difflib
+import importlib
+import inspect
+from typing import NamedTuple
+
+from mlclip_jax.errors import InputError
+
+METHODS = {
+    "tai": "mlclip_jax.adapters.tai.TaIAdapter",
+    "fc": "mlclip_jax.adapters.fc.FCAdapter",
+    "mld": "mlclip_jax.adapters.mmm_mld.MLDAdapter",
+    "ml_decoder": "mlclip_jax.adapters.ml_decoder.MLDecoder",
+}
+
+
+class Method(NamedTuple):
+    """A method with its settings, not yet made.
+
+    Attributes:
+      title: what tables and errors call it.
+      settings: all of them, with the defaults of those that were not given.
+      reads: names of the features that it reads.
+      open_vocabulary: whether it takes other class embeddings after training.
+      ranges: what its settings may be.
+      make: `make(class_embeddings, rngs=rngs)` gives the module.
+    """
+
+    title: str
+    settings: dict
+    reads: tuple
+    open_vocabulary: bool
+    ranges: dict
+    make: object
+
+
+def find(settings):
+    """The method of a recipe.
+
+    Args:
+      settings: its `method`: a mapping of `name`, one of `METHODS`, and that method's own settings.
+
+    Raises:
+      InputError: there is no such method, or it has no such setting.
+    """
+    given = dict(settings)
+    name = given.pop("name", None)
+    if name not in METHODS:
+        raise InputError(f"no method {name!r}{_nearest(name, METHODS)}; there are {', '.join(METHODS)}")
+    module, _, attribute = METHODS[name].rpartition(".")
+    made_by = getattr(importlib.import_module(module), attribute)
+    parameters = inspect.signature(made_by.__init__).parameters.values()
+    known = {p.name: p.default for p in parameters if p.default is not p.empty}
+    for key in given.keys() - known.keys():
+        raise InputError(
+            f"{made_by.TITLE} has no setting {key!r}{_nearest(key, known)}; it has {', '.join(known)}"
+        )
+    own = known | given
+    return Method(
+        title=made_by.TITLE,
+        settings=own,
+        reads=_declared(made_by.reads, own),
+        open_vocabulary=_declared(made_by.open_vocabulary, own),
+        ranges=made_by.RANGES,
+        make=lambda class_embeddings, *, rngs: made_by(class_embeddings, **own, rngs=rngs),
+    )
+
+
+def _declared(declared, settings):
+    return declared(settings) if callable(declared) else declared
+
+
+def _nearest(name, known):
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""

@@ -1,0 +1,15 @@
+"""What the value of a setting may be: a test, and the same in words for an error."""
+
+import math
+
+AT_LEAST_0 = (lambda number: number >= 0, "at least 0")
+AT_LEAST_1 = (lambda number: number >= 1, "at least 1")
+POSITIVE = (lambda number: 0 < number < math.inf, "finite and positive")
+NOT_NEGATIVE = (lambda number: 0 <= number < math.inf, "finite and not negative")
+FRACTION = (lambda fraction: 0 <= fraction <= 1, "in [0, 1]")
+DROPOUT = (lambda rate: 0 <= rate < 1, "in [0, 1)")
+
+
+def one_of(values):
+    """A range of words."""
+    return (lambda value: value in values, f"one of {', '.join(values)}")
