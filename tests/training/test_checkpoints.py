@@ -86,3 +86,14 @@ def test_a_half_written_checkpoint_is_not_taken(tmp_path):
         checkpoints.save(2, state_of(5.0))
     with Checkpoints(tmp_path, FROZEN) as checkpoints:
         assert checkpoints.latest_step == 2
+
+
+def test_arrays_of_another_shape_are_refused_by_name(tmp_path):
+    with Checkpoints(tmp_path, FROZEN) as checkpoints:
+        checkpoints.save(1, state_of(1.0))
+    wanted = {"parameters": {"layers": {"10": {"kernel": jnp.zeros((3, 5))}}}}
+    with Checkpoints(tmp_path, FROZEN) as checkpoints, pytest.raises(InputError) as raised:
+        checkpoints.restore(abstract(wanted, replicated(make_mesh())))
+    assert "of its parameters, " in str(raised.value)
+    assert "(3, 4)" in str(raised.value)
+    assert "(3, 5)" in str(raised.value)
