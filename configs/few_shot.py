@@ -5,7 +5,7 @@
         --config.texts.labels=labels.txt --config.examples.embeddings=train.npz
 
 Variants, each trained 300 steps whatever the number of images:
-  fc, fc_published, mld, mld_pooled, mld_published   of recipe mmm_clip; mld_pooled looks at the embedding
+  fc, fc_published, mld, mld_pooled, mld_published   of recipe mmm_clip; mld_pooled attends to the embedding
   ml_decoder, ml_decoder_text                        of recipe ml_decoder, with frozen and with text queries
 
 MLD's peak rate was chosen on other scenes, as the better of 1e-3 and 3e-4; the others' were not searched for.

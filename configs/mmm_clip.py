@@ -8,8 +8,8 @@
 Variants:
   fc             one fully connected layer on the image embedding, and each label's cosine beside it.
   fc_published   as published: the first class's text beside the embedding; sigmoid and mean squared error.
-  mld            the labels' texts look at the image's local features.
-  mld_published  as published: they look at its embedding; the logit is a mean over channels; 3 blocks, as in
+  mld            cross-attention from the class embeddings to the image's local features.
+  mld_published  as published: to its embedding; the logit is a mean over channels; 3 blocks, as in
                  its code, without dropout.
 
 `mmm_clip:mld,loss=asymmetric` sets another loss, whose constants are then `config.loss.*`. With

@@ -21,7 +21,7 @@ except ModuleNotFoundError as missing:
     sys.exit(2)
 
 LAUNCHED = ("train", "pretrain", "embed")  # the commands that run as several processes
-RESTART = cli.RESTART  # how a run ends that was told to stop, and goes on when it is started again
+RESTART = cli.RESTART  # how a run ends that stopped on request, and resumes when it is started again
 GIVEN_UP = 70  # EX_SOFTWARE of sysexits.h: it crashed once more than it may be started again
 
 # A shell function: runs a command, hands SIGTERM on to it, and returns the command's own exit code; `told` is

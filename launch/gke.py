@@ -6,7 +6,7 @@
 
 or with --gpus=8 --gpu_accelerator=nvidia-h100-80gb instead of the flags of the TPU. A process that was told
 to stop and has saved, and one whose node is taken away, is replaced; a crash starts all again, up to
---max_restarts times; what is the user's to mend ends all.
+--max_restarts times; invalid input ends all.
 """
 
 import math
@@ -149,7 +149,7 @@ def check_name(name, nodes):
     longest = 63 - len(f"-{WORKER}-0-{nodes - 1}-abcde")
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > longest:
         raise command.InputError(
-            f"--name={name} cannot be: it must be of a-z, 0-9 and -, begin with a letter, not end with -, "
+            f"invalid --name={name}: must be of a-z, 0-9 and -, begin with a letter, not end with -, "
             f"and have at most {longest} characters"
         )
 
@@ -169,7 +169,7 @@ def accelerator(values):
         return {"nvidia.com/gpu": values.gpus}, kind
     command.require(values, *tpu)
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", values.tpu_topology):
-        raise command.InputError(f"--tpu_topology={values.tpu_topology} cannot be: give one such as 4x4")
+        raise command.InputError(f"invalid --tpu_topology={values.tpu_topology}: give one such as 4x4")
     total = math.prod(map(int, values.tpu_topology.split("x")))
     if values.nodes * values.tpu_chips != total:
         raise command.InputError(

@@ -22,7 +22,7 @@ import command
 from absl import flags
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Each such end takes a signal from outside; so many mean that something goes on sending it.
+# Each such end takes a signal from outside; so many mean that something keeps sending it.
 MAX_STOPS = 100
 
 
@@ -38,7 +38,11 @@ def define_flags(values):
         "max_restarts", 0, "how often to start again after a crash", lower_bound=0, flag_values=values
     )
     flags.DEFINE_float(
-        "grace_seconds", 30.0, "how long the others go on once one failed", lower_bound=0, flag_values=values
+        "grace_seconds",
+        30.0,
+        "how long the others keep running once one failed",
+        lower_bound=0,
+        flag_values=values,
     )
 
 
@@ -106,7 +110,7 @@ def supervise(make_commands, environments, max_restarts, grace_seconds):
       make_commands: called before every start; gives the command line of each process.
       environments: a dict of environment variables for each process, beside those of the launcher.
       max_restarts: how often to start again after a crash.
-      grace_seconds: how long the others may go on once a process has failed.
+      grace_seconds: how long the others may keep running once a process has failed.
     """
     events = queue.SimpleQueue()  # of ends, (process, exit code), and of orders to stop, (None, signal)
     for number in SIGNALS:
@@ -127,7 +131,7 @@ def run_once(commands, environments, grace_seconds, events):
     """Starts processes, and waits until all have ended.
 
     Returns:
-      The exit code of the first that failed, or 0; and whether the launcher was told to stop.
+      The exit code of the first that failed, or 0; and whether the launcher was asked to stop.
     """
     # Processes are started into the group of this guard, which kills the group, itself included, once its
     # standard input ends: when that is closed below, and also when the launcher is killed.

@@ -2,8 +2,8 @@
 
     python launch/slurm.py --nodes=2 --gpus_per_node=4 --time=24:00:00 train --config=tai --workdir=runs/tai
 
-The job is queued again when it was told to stop and has saved (before its time limit, or when it is
-pre-empted), and up to --max_restarts times after a crash; what is the user's to mend ends it.
+The job is queued again when it has stopped on request and saved (before its time limit, or when it is
+pre-empted), and up to --max_restarts times after a crash; invalid input ends it.
 """
 
 import shlex
@@ -122,7 +122,7 @@ def write_script(values, order):
     tasks = values.tasks_per_node or max(1, values.gpus_per_node)
     if values.gpus_per_node not in (0, tasks):
         raise command.InputError(
-            f"--gpus_per_node={values.gpus_per_node} with --tasks_per_node={tasks} cannot be: "
+            f"--gpus_per_node={values.gpus_per_node} with --tasks_per_node={tasks} is invalid: "
             "under SLURM a process has one GPU; leave --tasks_per_node out"
         )
     options = {
@@ -142,7 +142,7 @@ def write_script(values, order):
     lines += ["--requeue", *values.sbatch]
     for line in lines:
         if not line.isprintable():
-            raise command.InputError(f"{line!r} cannot be an option of sbatch: it must be one line of text")
+            raise command.InputError(f"{line!r} is no option of sbatch: it must be one line of text")
     srun = ["--kill-on-bad-exit=1"]
     if values.cpus_per_task:
         srun.append(f"--cpus-per-task={values.cpus_per_task}")  # which srun no longer takes from sbatch

@@ -3,9 +3,9 @@
     python launch/tpu_pod.py --name=my-tpu --zone=us-central2-b --install --package="mlclip-jax[tpu] @ URL" \\
         train --config=tai --workdir=/mnt/shared/runs/tai
 
-Each worker starts it again when it was told to stop and has saved, and up to --max_restarts times after a
-crash. It goes on when the connection is lost; the same command then follows it. With --create the TPU VM is
-made before, with --delete it is deleted once the run has ended.
+Each worker starts it again when it has stopped on request and saved, and up to --max_restarts times after a
+crash. It keeps running when the connection is lost; the same command then follows it. With --create the VM
+is made before, with --delete it is deleted once the run has ended.
 """
 
 import shlex
@@ -14,7 +14,11 @@ from pathlib import PurePosixPath
 import command
 from absl import flags
 
-UNKNOWN_END = (1, 130, 255)  # of gcloud: its own error, Ctrl-C, a lost connection; the run may go on
+UNKNOWN_END = (
+    1,
+    130,
+    255,
+)  # of gcloud: its own error, Ctrl-C, a lost connection; the run may still be running
 
 INSTALL = """\
 set -eu
@@ -77,10 +81,10 @@ if flock -n 9; then
   run "$@" >> "$folder/log" 2>&1 < /dev/null &
   echo "$!" > "$folder/pid"
 elif [ "$(printf '%q ' "$@")" = "$(cat "$folder/command")" ]; then
-  echo "launch/tpu_pod.py: following the run that goes on here"
+  echo "launch/tpu_pod.py: following the run that is under way here"
   lines=20
 else
-  echo "launch/tpu_pod.py: another run goes on here: $(cat "$folder/command"); wait, or stop it" >&2
+  echo "launch/tpu_pod.py: another run is under way here: $(cat "$folder/command"); wait, or stop it" >&2
   exit 2
 fi
 exec 9>&-
@@ -122,7 +126,7 @@ def launch(values, order):
             return code
     code = command.call(run)
     if code in UNKNOWN_END:
-        command.say("it is not known whether the run goes on; the same command, without --create, follows it")
+        command.say("the run may still be under way; the same command, without --create, follows it")
         return code
     for words in delete:
         command.call(words)

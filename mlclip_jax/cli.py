@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "demo": ("mlclip_jax.commands.demo", "the main job on the built-in world, from images to a table"),
 }
-RESTART = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
+RESTART = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, resumes
 USAGE = "\n".join(
     [
         "usage: mlclip <command> [--flags]",
@@ -60,8 +60,8 @@ def run():
 def main(argv):
     """Runs a command; returns the exit code.
 
-    0; 2 for what the user must mend; 75 for a run that was told to stop, and that goes on when it is started
-    again; 130 when interrupted from the keyboard.
+    0; 2 for invalid input; 75 for a run that stopped on request, and resumes when it is started again; 130
+    when interrupted from the keyboard.
     """
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -98,10 +98,10 @@ def _run_command(name, arguments, until_the_end):
             compilation_cache.enable(wanted=values.compilation_cache)
         if "multihost" in values:
             from mlclip_jax.distributed.processes import start_processes
-            from mlclip_jax.training.interruptions import stop_at_once_when_told
+            from mlclip_jax.training.interruptions import stop_at_once_on_request
 
             start_processes(values, independent=getattr(command, "INDEPENDENT_PROCESSES", False))
-            until_the_end.enter_context(stop_at_once_when_told())
+            until_the_end.enter_context(stop_at_once_on_request())
         command.main(values)
     except Preempted as stopped:
         print(f"mlclip {name}: {stopped}", file=sys.stderr)

@@ -225,7 +225,7 @@ def _describe_protocol(runs, images, num_samples, protocol):
     }
     if any(seen.values()):
         counts = " and ".join(f"{count} were {what}" for what, count in seen.items() if count)
-        described["beware"] = f"of these very images {counts}; what is said of them is too good"
+        described["beware"] = f"of exactly these images {counts}: the figures are too good"
     return described
 
 

@@ -1,4 +1,4 @@
-"""The exceptions that are no defects: what the user must mend, and an order to stop."""
+"""Exceptions that are not bugs: invalid input, and a request to stop."""
 
 
 class InputError(Exception):
@@ -10,7 +10,7 @@ class InputError(Exception):
 
 
 class Preempted(BaseException):
-    """A run was told to stop (SIGTERM), what it has done is kept, and it can be started again.
+    """A run was asked to stop (SIGTERM). What it has done is saved; the same command resumes it.
 
     No `Exception`, as it may come anywhere, and is no failure of what it interrupts. Its message is one line;
     the command line prints it and exits with code 75.

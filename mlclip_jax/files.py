@@ -28,7 +28,7 @@ def replacing(path):
         temporary.replace(path)
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; name a place that can be"
+            f"cannot write {path}: {error.strerror or error}; choose a writable location"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -57,7 +57,7 @@ def locked(folder, process=0):
 
 
 def make_folder(path):
-    """Makes a folder, and tries that files can be written in it.
+    """Makes a folder, and checks that files can be written in it.
 
     Raises:
       InputError: they cannot.
@@ -71,7 +71,7 @@ def make_folder(path):
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"cannot write in {path}: {error.strerror or error}; name a folder that can be"
+            f"cannot write in {path}: {error.strerror or error}; choose a writable folder"
         ) from error
 
 

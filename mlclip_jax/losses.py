@@ -70,7 +70,7 @@ def focal(logits, labels, *, gamma=2.0, alpha=0.25, reduction="mean"):
     is that of TaI-DPT (trainers/utils.py). The mean is TaI-DPT's and MultiCLIP's.
 
     Args:
-      gamma: how much less an entry counts that is already right; 0 for not at all.
+      gamma: focusing exponent: down-weights easy entries; 0 for none.
       alpha: weight of positives against negatives; a negative number switches it off.
     """
     logits, labels, known = _known(logits, labels)
@@ -100,7 +100,7 @@ def arc_face(logits, labels, *, scale=64.0, margin=0.5, reduction="mean"):
 
     Logits are the cosines, clipped into [-1, 1]; labels are hard: anything between 0 and 1 is left out. The
     margin and the constants are those of Deng et al. 2019 (ArcFace), equation 3, there within a softmax over
-    classes. Where θ + margin > π, cos θ - margin sin(margin) takes over, which goes on falling as θ grows
+    classes. Where θ + margin > π, cos θ - margin sin(margin) takes over, which keeps falling as θ grows
     (deepinsight/insightface, recognition/arcface_torch/losses.py).
 
     Args:

@@ -254,7 +254,7 @@ def check_same_run(workdir, config, may_change):
 
     Args:
       workdir: folder of a run, perhaps still empty.
-      config: what is to go on there, a `ConfigDict`.
+      config: of the run that is to resume there, a `ConfigDict`.
       may_change: beginnings of the keys that do not change a result.
 
     Raises:
@@ -285,7 +285,7 @@ def check(config, expected, required, conditions):
       conditions: dict from a key to a test of its value, and what is wanted, in words.
 
     Raises:
-      InputError: a key is missing, unknown or left open, or a value cannot be.
+      InputError: a key is missing, unknown or left open, or a value is invalid.
     """
     flat, expected = flat_config(config), flat_config(expected)
     for key in sorted(flat.keys() - expected.keys()):
@@ -305,7 +305,7 @@ def check(config, expected, required, conditions):
         except TypeError:  # a word where a number belongs
             fits = False
         if not fits:
-            raise InputError(f"--config.{key}={flat[key]} cannot be: it must be {wanted}")
+            raise InputError(f"invalid --config.{key}={flat[key]}: must be {wanted}")
     for key, value in flat.items():
         example = expected[key]
         if value is None or type(value) is type(example):
@@ -313,7 +313,7 @@ def check(config, expected, required, conditions):
         if (example is None and isinstance(value, str)) or (type(example), type(value)) == (float, int):
             continue
         kind = "a string" if example is None else f"of type {type(example).__name__}, such as {example!r}"
-        raise InputError(f"--config.{key}={value!r} cannot be: it must be {kind}")
+        raise InputError(f"invalid --config.{key}={value!r}: must be {kind}")
 
 
 def _value_at(flat, key):

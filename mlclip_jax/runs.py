@@ -257,13 +257,13 @@ def write_trained_on(workdir, images):
 
 
 def count_trained_on(run, images):
-    """How many of these very embeddings a run learnt from; those that were rounded anew pass unseen."""
+    """How many of exactly these embeddings a run learnt from; those that were rounded anew are not found."""
     path = Path(run["workdir"]) / TRAINED_ON
     return int(np.isin(row_hashes(images.vectors), np.load(path)).sum()) if path.is_file() else 0
 
 
 def count_calibrated_on(run, images):
-    """How many of these very embeddings a run was calibrated on."""
+    """How many of exactly these embeddings a run was calibrated on."""
     if run["calibration"] is None:
         return 0
     return int(np.isin(row_hashes(images.vectors), run["calibration"].fitted_on).sum())

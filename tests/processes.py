@@ -19,7 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from mlclip_jax.cli import run
 run()
 """
-# A preamble for what is to be told to stop: however fast the machine, it is still at its steps by then.
+# A preamble for what is to be asked to stop: however fast the machine, it is still at its steps by then.
 SLOWLY = """
 import time
 from mlclip_jax.training.metric_log import Log

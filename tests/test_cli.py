@@ -119,7 +119,7 @@ def test_impossible_values(capsys, world, tmp_path, key, value, message):
     refused(
         capsys,
         train_arguments(world, tmp_path / "run", **{key: value}),
-        f"{key}={value} cannot be: it {message}",
+        f"{key}={value}: {message}",
     )
 
 

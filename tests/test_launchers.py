@@ -657,10 +657,10 @@ def test_a_run_on_a_tpu_goes_on_without_its_connection(pod, tmp_path):
     process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     other = pod("--batch_size=8")
-    assert "another run goes on here: embed --multihost " in other.communicate(timeout=PATIENCE)[1]
+    assert "another run is under way here: embed --multihost " in other.communicate(timeout=PATIENCE)[1]
     assert other.returncode == 2
     follower = pod()
-    assert follower.stdout.readline() == "launch/tpu_pod.py: following the run that goes on here\n"
+    assert follower.stdout.readline() == "launch/tpu_pod.py: following the run that is under way here\n"
     (tmp_path / "go").touch()
     follower.communicate(timeout=PATIENCE)
     assert follower.returncode == 0
@@ -825,14 +825,14 @@ def test_kubernetes_gives_arguments_unchanged(words):
         ([*GPUS, "train", "--config=tai", "--workdir=/runs/../x"], "/runs/../x is not in --mount=/runs"),
         ([*GPUS, "train", "--config=tai", "--workdir=runs/tai"], "runs/tai is not in --mount=/runs"),
         ([*GPUS, "--mount=runs", "train", "--config=tai", "--workdir=runs/tai"], "is not in --mount=runs"),
-        ([*GPUS, "--name=My_run", *TRAIN], "--name=My_run cannot be: it must be of a-z, 0-9 and -"),
+        ([*GPUS, "--name=My_run", *TRAIN], "--name=My_run: must be of a-z, 0-9 and -"),
         ([*GPUS, f"--name={'x' * 60}", *TRAIN], "have at most 46 characters"),
         ([*GPUS[1:], *TRAIN], "--name is missing"),
         ([*GPUS[:-1], *TRAIN], "give either --tpu_accelerator, --tpu_topology, --tpu_chips or --gpus"),
         ([*GPUS, "--tpu_chips=4", *TRAIN], "give either --tpu_accelerator, --tpu_topology, --tpu_chips or"),
         ([*TPU[:-1], *TRAIN], "--tpu_chips is missing"),
         ([*TPU, "--nodes=2", *TRAIN], "--tpu_topology=4x4 has 16 chips, --nodes=2 with --tpu_chips=4 8"),
-        ([*TPU, "--tpu_topology=4by4", *TRAIN], "--tpu_topology=4by4 cannot be: give one such as 4x4"),
+        ([*TPU, "--tpu_topology=4by4", *TRAIN], "--tpu_topology=4by4: give one such as 4x4"),
     ],
 )
 def test_what_kubernetes_could_not_run_is_refused(launch, flags, message):

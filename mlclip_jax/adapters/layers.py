@@ -12,11 +12,11 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.zero_shot import cosine_scores
 
 DTYPES = ("float32", "bfloat16")
-FEATURES = ("local", "pooled")  # of an image: what queries look at
+FEATURES = ("local", "pooled")  # of an image: what queries attend to
 
 
 class DecoderBlock(nnx.Module):
-    """Queries look at an image's tokens, then each passes a two-layer perceptron; no query sees another.
+    """Cross-attention from the queries to an image's tokens, then an MLP of two layers; no self-attention.
 
     Both steps add to the queries and normalise the sum (post-norm, Vaswani et al. 2017, without the
     self-attention): `q = norm1(q + attention(q, tokens)); q = norm2(q + fc2(relu(fc1(q))))`.

@@ -1,4 +1,4 @@
-"""ML-Decoder: a few queries look at an image, and each speaks for a group of labels."""
+"""ML-Decoder: cross-attention from a few queries to an image's tokens; each serves a group of labels."""
 
 import math
 from typing import ClassVar
@@ -32,7 +32,7 @@ class MLDecoder(nnx.Module):
 
     Args:
       class_embeddings: of the labels, `(K, D)`; `queries="text"` alone reads more than K off it.
-      features: what the queries look at: `"local"` features, or the `"pooled"` embedding as one token.
+      features: what the queries attend to: `"local"` features, or the `"pooled"` embedding as one token.
       queries: `"frozen"` random vectors, as published; the same, `"learnt"`; or `"text"`, a projection of
         each label's text with one query and the same output layer for every label, as the paper has it for
         zero-shot learning: other class texts may then take the place of those that were trained with.

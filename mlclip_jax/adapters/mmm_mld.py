@@ -1,4 +1,4 @@
-"""MLD: class texts look at an image, and say whether their class is in it."""
+"""MLD: cross-attention from the class embeddings to an image's tokens, and a logit for each class."""
 
 from typing import ClassVar
 
@@ -30,8 +30,8 @@ class MLDAdapter(nnx.Module):
     As published (`features="pooled", readout="mean"`) the one key is the image's embedding, and the logit is
     the mean over the channels of a layer norm's result. With one key, attention gives every class the
     same; and a mean after a layer norm is 0 at the start, with next to no gradient but that of the last norm.
-    The paper has one block and a dropout of 0.4, its code three blocks (of which the second and third look at
-    the result of the one before) and no dropout.
+    The paper has one block and a dropout of 0.4, its code three blocks (of which the second and third attend
+    to the result of the one before) and no dropout.
 
     In the default the keys are the image's local features. The logit is the cosine of the image's embedding
     with the class text, standardised over the labels of training, times one learnt weight that begins at 1;
@@ -40,7 +40,7 @@ class MLDAdapter(nnx.Module):
 
     Args:
       class_embeddings: of the labels, `(K, D)`; scaled to length 1, or √D in the default.
-      features: what the queries look at, one of `layers.FEATURES`.
+      features: what the queries attend to, one of `layers.FEATURES`.
       readout: of the logits, one of `READOUTS`.
       blocks: how many, at least 1.
       num_heads: of the attention; divides D.

@@ -30,7 +30,7 @@ DTYPES = ("float32", "bfloat16")
 # Settings of `load_backbone`.
 ENCODING = ("dtype", "image_size", "resize", "decode", "position_embeddings", "shard_parameters")
 # What is said of a backbone that lacks a way in.
-MISSING = {"text": "has no text tower", "pair": "does not look at an image and a text together; BLIP does"}
+MISSING = {"text": "has no text tower", "pair": "does not encode an image and a text together; BLIP does"}
 SHORTEST_TEXT = 16  # tokens; shorter ones are padded to this, so that few lengths are compiled
 
 
@@ -295,7 +295,7 @@ class Backbone:
           (N, 2), of "no match" and "match".
 
         Raises:
-          InputError: there are not as many texts as images, or the backbone does not look at both together.
+          InputError: there are not as many texts as images, or the backbone does not encode both together.
         """
         images, texts = _list(images, "images"), _list(texts, "texts")
         if len(images) != len(texts):
@@ -347,7 +347,7 @@ class Backbone:
           batch_size: over all devices.
         """
         if batch_size < 1:
-            raise InputError(f"batch_size {batch_size} cannot be: at least 1 is encoded at once")
+            raise InputError(f"invalid batch_size {batch_size}: must be at least 1")
         if not number:
             return
         # A power of two, so that short lists neither wait for a full batch nor compile for every length.

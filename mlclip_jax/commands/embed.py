@@ -44,7 +44,7 @@ def main(values):
 
     encoding = read_encoding({name: values[name].value for name in ENCODING})
     backbone = load_backbone(values.backbone, revision=values.revision, **encoding)
-    # An .npz is a folder first, so that it too goes on where it was stopped.
+    # An .npz is a folder first, so that it too resumes where it was stopped.
     folder = output.with_name(f"{output.name}.partial") if output.suffix == ".npz" else output
     finished = output.with_name(f".{output.name}.finished")
     shutil.rmtree(finished, ignore_errors=True)
@@ -78,7 +78,7 @@ def main(values):
         write_embeddings(output, embeddings)
         if (folder / SKIPPED).is_file():
             (folder / SKIPPED).replace(output.with_name(f"{output.name}.{SKIPPED}"))
-        folder.rename(finished)  # at once: a folder that is half removed could not go on
+        folder.rename(finished)  # at once: a folder that is half removed could not be resumed
         shutil.rmtree(finished)
     print(f"{count} embeddings of width {width}{local} in {output}")
 

@@ -125,7 +125,7 @@ class Scenes:
       digest: SHA-256 of all these.
 
     Raises:
-      InputError: there is no such object, or a setting cannot be.
+      InputError: there is no such object, or a setting is out of range.
     """
 
     def __init__(self, seed, number, *, label_names=LABELS, side=64, difficulty=DEFAULT, partial=0.5):
@@ -330,21 +330,23 @@ def _grain(side):
 
 def _check(seed, number, label_names, side, difficulty, partial):
     d = difficulty
+    smallest, largest = f"min_size={d.min_size}", f"max_size={d.max_size}"
+    fewest, most = f"min_objects={d.min_objects}", f"max_objects={d.max_objects}"
     conditions = {
-        f"seed={seed}, from 0 to 2147483647": 0 <= seed < 2**31,
-        f"number={number}, from 0 to 4294967296": 0 <= number <= 2**32,
-        f"label_names={list(label_names)}, one or more, none of them twice": len(set(label_names))
-        == len(label_names)
-        >= 1,
-        f"side={side}, from 16 to 512": 16 <= side <= 512,
-        f"partial={partial}, in [0, 1]": 0 <= partial <= 1,
-        f"objects from {d.min_objects} to {d.max_objects}, at least 1": 1 <= d.min_objects <= d.max_objects,
-        f"size from {d.min_size} to {d.max_size}, in (0, 0.7]": 0 < d.min_size <= d.max_size <= 0.7,
-        f"overlap={d.overlap}, in [0, 1]": 0 <= d.overlap <= 1,
-        f"rotation={d.rotation}, in [0, 180]": 0 <= d.rotation <= 180,
-        f"clutter={d.clutter}, at least 0": d.clutter >= 0,
-        f"noise={d.noise}, in [0, 255]": 0 <= d.noise <= 255,
+        f"seed={seed} is outside [0, 2147483647]": 0 <= seed < 2**31,
+        f"number={number} is outside [0, 4294967296]": 0 <= number <= 2**32,
+        "label_names is empty": len(label_names) >= 1,
+        f"label_names={list(label_names)} names a label twice": len(set(label_names)) == len(label_names),
+        f"side={side} is outside [16, 512]": 16 <= side <= 512,
+        f"partial={partial} is outside [0, 1]": 0 <= partial <= 1,
+        f"{fewest} is less than 1, or more than {most}": 1 <= d.min_objects <= d.max_objects,
+        f"{smallest} is not above 0, or more than {largest}": 0 < d.min_size <= d.max_size,
+        f"{largest} is more than 0.7": d.max_size <= 0.7,
+        f"overlap={d.overlap} is outside [0, 1]": 0 <= d.overlap <= 1,
+        f"rotation={d.rotation} is outside [0, 180]": 0 <= d.rotation <= 180,
+        f"clutter={d.clutter} is less than 0": d.clutter >= 0,
+        f"noise={d.noise} is outside [0, 255]": 0 <= d.noise <= 255,
     }
-    for wanted, holds in conditions.items():
+    for wrong, holds in conditions.items():
         if not holds:
-            raise InputError(f"no world has {wanted}")
+            raise InputError(wrong)

@@ -57,7 +57,7 @@ def read_table(path, *, images=None, split=None, suffix="", separator=None, name
     if names is not None:
         labels, label_names = _renamed(names, labels, label_names)
     if absent == -1 and not np.any(labels == -1):
-        raise InputError(f"{path} has no label of -1, so absent=-1 cannot be; leave it out")
+        raise InputError(f"invalid absent=-1: {path} has no label of -1; leave it out")
     if absent == -1:
         labels = np.where(labels == 1, labels, -1 - labels)
     elif np.sum(labels == -1) > np.sum(labels == 0):
@@ -219,7 +219,7 @@ def _text(path, cell, what, missing=None):
 
 
 def _is_open(cell):
-    """Whether a cell that begins with a quote goes on in the next line, with quotes inside or without."""
+    """Whether a cell that begins with a quote continues in the next line, with quotes inside or without."""
     cell = cell.strip()
     return cell == '"' or (cell.count('"') % 2 == 1 and not cell.endswith('"'))
 

@@ -45,7 +45,7 @@ def start_processes(values, *, independent=False):
         raise InputError(f"--coordinator={given['coordinator']} lacks a port: give HOST:PORT")
     if given and given["process_id"] >= given["num_processes"]:
         raise InputError(
-            f"--process_id={given['process_id']} cannot be: of {given['num_processes']} processes "
+            f"invalid --process_id={given['process_id']}: of {given['num_processes']} processes "
             f"the last is {given['num_processes'] - 1}"
         )
     how = {"shutdown_timeout_seconds": WEEK} if independent else {}
@@ -95,7 +95,7 @@ def all_or_none():
             error.announced = True
         raise
     if not all_processes(True):
-        raise _Announced("another process could not go on; its own message says why")
+        raise _Announced("another process failed; its own message says why")
 
 
 class _Announced(InputError):

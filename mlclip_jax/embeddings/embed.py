@@ -135,7 +135,7 @@ def embed_images(
 ):
     """Embeds a source into a folder of shards, which `read_embeddings` maps into memory.
 
-    Stopped at any moment and called again, it goes on with the shards that are missing. Of several JAX
+    Stopped at any moment and called again, it resumes with the shards that are missing. Of several JAX
     processes, each takes its share of the shards.
 
     Args:

@@ -1,4 +1,4 @@
-"""Embeddings as a folder of shards: written whole or not at all, going on where it was stopped."""
+"""Embeddings as a folder of shards: written whole or not at all, and resumed where it was stopped."""
 
 import contextlib
 import json

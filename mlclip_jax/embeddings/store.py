@@ -333,7 +333,7 @@ def _read_folder(folder):
     manifest = read_manifest(folder)
     kind = next((kind for kind in (IMAGES, TEXTS) if (folder / kind).is_dir()), None)
     if manifest is not None and not manifest["complete"]:
-        raise InputError(f"{folder} is not finished; give its command again, and it goes on")
+        raise InputError(f"{folder} is not finished; run its command again to resume it")
     paths = list_shards(folder if kind is None else folder / kind)
     if not paths:
         raise InputError(

@@ -253,8 +253,8 @@ class Checkpoints:
             if isinstance(error, TimeoutError) or not (isinstance(error, OSError) or quoted):
                 raise
             raise InputError(
-                f"cannot write checkpoints in {self.folder} ({reason[:300]}); make room or mend it, and "
-                "start again: the run goes on from the last whole one"
+                f"cannot write checkpoints in {self.folder} ({reason[:300]}); free space there or repair it, "
+                "and start again: the run resumes from the last whole one"
             ) from error
 
 

@@ -126,7 +126,7 @@ def read_training_texts(config, class_embeddings, backbone, workdir):
 
 
 def _holds_texts(path, texts, backbone):
-    """Whether a file holds the embeddings of these very texts by this backbone."""
+    """Whether a file holds the embeddings of exactly these texts by this backbone."""
     if not path.is_file():
         return False
     stored = read_embeddings(path)

@@ -1,4 +1,4 @@
-"""What ends a run before its last step: an order to stop, and a process that makes no progress."""
+"""What ends a run before its last step: a request to stop, and a process that makes no progress."""
 
 import contextlib
 import faulthandler
@@ -17,15 +17,17 @@ from mlclip_jax.errors import Preempted
 
 
 @contextlib.contextmanager
-def stop_at_once_when_told():
+def stop_at_once_on_request():
     """Within the block SIGTERM ends what the process does by `Preempted`, wherever it is.
 
-    For what leaves its files whole at any moment: the same command, started again, goes on. Of several
+    For what leaves its files whole at any moment: the same command, started again, resumes. Of several
     processes each stops for itself.
     """
 
     def stop(*_):
-        raise Preempted("told to stop; what is finished stays, and the same command goes on from there")
+        raise Preempted(
+            "stopped on request; what is finished is kept, and the same command resumes from there"
+        )
 
     if threading.current_thread() is not threading.main_thread():  # where no signal arrives
         yield
@@ -39,10 +41,10 @@ def stop_at_once_when_told():
 
 @contextlib.contextmanager
 def listening_for_stop():
-    """Within the block SIGTERM is an order to stop in good order, as schedulers give before they pre-empt.
+    """Within the block SIGTERM is a request to save and stop, which schedulers send before they pre-empt.
 
     Yields:
-      A function, to be called by all processes equally often: whether one of them received the order. It
+      A function, to be called by all processes equally often: whether one of them received it. It
       turns true at the same call on all.
     """
     if jax.distributed.is_initialized():

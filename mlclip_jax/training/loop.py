@@ -1,4 +1,4 @@
-"""The loop of a run: chunks of steps, logging, evaluating and saving between them, going on."""
+"""The loop of a run: chunks of steps; logging, evaluation and checkpoints between them; resuming."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +51,7 @@ def run_conditions(train, num_devices):
 
 
 def resume(checkpoints, state, train, shardings):
-    """Where a run goes on: the step and the state of its newest checkpoint, or 0 and `state`, placed.
+    """Where a run resumes: the step and the state of its newest checkpoint, or 0 and `state`, placed.
 
     Args:
       checkpoints: an open `Checkpoints`.
@@ -80,7 +80,7 @@ def resume(checkpoints, state, train, shardings):
         if not step:
             return 0, place(state, shardings)
         step, state = checkpoints.restore(abstract(state, shardings))
-    note(f"{checkpoints.folder}: going on from step {step} of {train.steps}")
+    note(f"{checkpoints.folder}: resuming from step {step} of {train.steps}")
     return step, state
 
 
@@ -141,8 +141,8 @@ def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=Non
             if stop:
                 checkpoints.wait()
                 raise Preempted(
-                    f"told to stop; saved step {step} of {train.steps} in {checkpoints.folder}, and goes on "
-                    "from there when it is started again",
+                    f"stopped on request; saved step {step} of {train.steps} in {checkpoints.folder}; "
+                    "the same command resumes from there",
                     together=True,
                 )
         checkpoints.wait()

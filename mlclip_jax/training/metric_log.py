@@ -22,7 +22,7 @@ class Log:
 
     Args:
       path: the file; lines beyond `step`, of a run that was killed after its checkpoint, are cut off.
-      step: where the run goes on.
+      step: where the run resumes.
       max_skipped: how many steps of the run may be not finite.
       names_of: `names_of(t)`, the names of the examples of step t; or None.
 
@@ -67,7 +67,7 @@ class Log:
                 os.fsync(file.fileno())
 
     def _report(self, first, losses, finite, skipped):
-        """Records the steps that were not finite, and refuses to go on once they are too many."""
+        """Records the steps that were not finite, and stops the run once they are too many."""
         for place in np.flatnonzero(~finite):
             t, loss = first + int(place), float(losses[place])
             names = list(self._names_of(t)) if self._names_of else []
@@ -79,7 +79,7 @@ class Log:
                 allowed = f", and {self._max_skipped} were skipped before" if self._max_skipped else ""
                 raise InputError(
                     f"step {t + 1} failed: {cause}{shown}{allowed}; {self._nonfinite} lists the examples: "
-                    "mend them, lower optimizer.learning_rate, or raise train.max_skipped_steps"
+                    "fix them, lower optimizer.learning_rate, or raise train.max_skipped_steps"
                 )
             note(f"warning: step {t + 1} was skipped: {cause}{shown}")
 

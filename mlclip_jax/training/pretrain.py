@@ -1,7 +1,7 @@
 """Pre-trains a small CLIP on captioned images: `mlclip pretrain --config=RECIPE --workdir=FOLDER`.
 
 Read from top to bottom: the source, one step, the loop, the checkpoint in Hugging Face's format. Started
-again in the same folder, a run goes on from its newest checkpoint.
+again in the same folder, a run resumes from its newest checkpoint.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ FIXED_TOKENS = 514  # every byte, every byte at the end of a word, start and end
 
 
 def pretrain(config, workdir):
-    """Trains to the end, or goes on from the newest checkpoint in `workdir`.
+    """Trains to the end; resumes from the newest checkpoint in `workdir`, if there is one.
 
     Leaves in `workdir` the resolved `config.json`, `metrics.jsonl`, the checkpoints, and in `clip/` the model
     in Hugging Face's format, with its `figures.json`.

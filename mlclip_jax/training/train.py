@@ -1,7 +1,7 @@
 """Trains an adapter by a recipe.
 
 Read from top to bottom: what is trained on, one step, the loop. Started again in the same folder, a run
-goes on from its newest checkpoint to the result it would have had undisturbed.
+resumes from its newest checkpoint, to the result that it would have had undisturbed.
 """
 
 import copy
@@ -68,7 +68,7 @@ from mlclip_jax.training.step import (
 
 
 def train(config, workdir):
-    """Trains to the end, or goes on from the newest checkpoint in `workdir`; then scores, and prints a table.
+    """Trains to the end, resuming from the newest checkpoint in `workdir`; then scores, and prints a table.
 
     Leaves in `workdir` the resolved `config.json`, `classes.npz` (the labels and their embeddings),
     `metrics.jsonl`, the checkpoints, and `evaluation.json` where the config names images to score.

@@ -290,7 +290,7 @@ def test_what_a_backbone_lacks_it_says(tmp_path):
     with pytest.raises(InputError, match=r"resnet \(ResNet-20\) has no text tower"):
         resnet.encode_texts(["dog"])
     clip_backbone = mlclip_jax.load_backbone(write_case(tmp_path / "clip", "clip_gelu"))
-    with pytest.raises(InputError, match=r"does not look at an image and a text together; BLIP does"):
+    with pytest.raises(InputError, match=r"does not encode an image and a text together; BLIP does"):
         clip_backbone.encode_pairs(images()[:1], ["dog"])
     with pytest.raises(InputError, match="as many texts as images; got 1 and 2"):
         clip_backbone.encode_pairs(images()[:2], ["dog"])

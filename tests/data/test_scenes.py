@@ -196,9 +196,9 @@ def test_scenes_are_not_written_among_others(tmp_path):
     ("settings", "words"),
     [
         ({"label_names": ("dragon",)}, "the world has no 'dragon'; it has airplane,"),
-        ({"label_names": ("star", "star")}, "no world has label_names=.*none of them twice"),
-        ({"side": 8}, "no world has side=8, from 16 to 512"),
-        ({"partial": 2}, "no world has partial=2"),
+        ({"label_names": ("star", "star")}, "names a label twice"),
+        ({"side": 8}, r"side=8 is outside \[16, 512\]"),
+        ({"partial": 2}, "partial=2 is outside"),
         ({"difficulty": DEFAULT._replace(min_objects=0)}, "objects from 0 to 5, at least 1"),
         ({"difficulty": DEFAULT._replace(max_size=0.9)}, "size from 0.28 to 0.9"),
         ({"difficulty": DEFAULT._replace(clutter=-1)}, "clutter=-1"),

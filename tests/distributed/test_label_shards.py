@@ -126,14 +126,14 @@ def test_a_run_may_be_split_otherwise_when_it_goes_on(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("label_shards", "changes", "message"),
     [
-        (3, {}, "label_shards=3 cannot be: it must be positive, and divide the 4 devices"),
-        (0, {}, "label_shards=0 cannot be: it must be positive"),
+        (3, {}, "label_shards=3: must be positive, and divide the 4 devices"),
+        (0, {}, "label_shards=0: must be positive"),
         (4, {}, "label_shards=4 does not divide the 6 labels"),
-        (2, {"parallel": "pmap"}, "parallel=pmap cannot be: it must be shard_map to split labels"),
+        (2, {"parallel": "pmap"}, "parallel=pmap: must be shard_map to split labels"),
         (
             2,
             {"batch_size": 5},
-            "batch_size=5 cannot be: it must be positive, and a multiple of the 2 devices",
+            "batch_size=5: must be positive, and a multiple of the 2 devices",
         ),
     ],
 )

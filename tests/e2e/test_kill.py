@@ -1,4 +1,4 @@
-"""Real processes, killed without warning: the run goes on to the identical result."""
+"""Real processes, killed without warning: the run resumes to the identical result."""
 
 import contextlib
 import functools
@@ -84,7 +84,7 @@ def test_killed_three_times_it_ends_the_same(world, undisturbed, tmp_path):
     stopped_at = max(saved_steps(tmp_path))
     assert 1200 <= stopped_at < steps
     [output] = outputs_of(begin(world, tmp_path, 1))
-    assert f"going on from step {stopped_at} of {steps}" in output
+    assert f"resuming from step {stopped_at} of {steps}" in output
     assert_ended_as(tmp_path, undisturbed(1), 1)
 
 
@@ -92,7 +92,7 @@ def test_killed_three_times_it_ends_the_same(world, undisturbed, tmp_path):
 def test_two_processes_killed_while_they_save_end_the_same(world, undisturbed, tmp_path):
     kill_when(begin(world, tmp_path, 2), lambda: is_saving_after(tmp_path, 80))
     stopped_at = max(saved_steps(tmp_path))
-    assert f"going on from step {stopped_at} of " in outputs_of(begin(world, tmp_path, 2))[0]
+    assert f"resuming from step {stopped_at} of " in outputs_of(begin(world, tmp_path, 2))[0]
     assert_ended_as(tmp_path, undisturbed(2), 2)
 
 

@@ -1,4 +1,4 @@
-"""`mlclip embed` as a real process, killed without warning: it goes on, and nothing is lost or repeated."""
+"""`mlclip embed` as a real process, killed without warning: it resumes, and nothing is lost or repeated."""
 
 import re
 import signal
@@ -41,7 +41,7 @@ def test_killed_three_times_it_ends_the_same(tmp_path):
     wait_until(lambda: done() >= 3, process)
     process.send_signal(signal.SIGTERM)
     [output] = outputs_of([process], 75)
-    assert "mlclip embed: told to stop; what is finished stays" in output.splitlines()[-1]
+    assert "mlclip embed: stopped on request; what is finished is kept" in output.splitlines()[-1]
     before = done()
     kill_when(  # while one is written
         [start([*command, f"--output={out}"])], lambda: done() >= before + 2 and any(out.rglob(".*.tmp"))

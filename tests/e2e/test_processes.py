@@ -101,7 +101,7 @@ def test_a_checkpoint_of_four_devices_goes_on_elsewhere(world, alone, tmp_path, 
             shutil.rmtree(checkpoint)
     how = {"num_devices": num_devices, "preamble": STREAMED if num_processes > 1 else ""}
     output = finish_together(arguments_of(world, tmp_path), num_processes, **how)[0]
-    assert "going on from step 100 of 200" in output
+    assert "resuming from step 100 of 200" in output
     assert_same_curve(tmp_path, alone, first=20)
 
 
@@ -118,8 +118,8 @@ def test_told_to_stop_all_save_the_same_step_and_go_on_from_it(world, together, 
     assert 0 < step < SETTINGS["train__steps"]
     assert (tmp_path / f"checkpoints/{step}").is_dir()
     for output in outputs:
-        assert f"mlclip train: told to stop; saved step {step} of 200 in" in output.splitlines()[-1]
-    assert f"going on from step {step}" in finish_together(arguments, 2, num_devices=2)[0]
+        assert f"mlclip train: stopped on request; saved step {step} of 200 in" in output.splitlines()[-1]
+    assert f"resuming from step {step}" in finish_together(arguments, 2, num_devices=2)[0]
     ours, expected = (read_run(workdir)["parameters"] for workdir in (tmp_path, undisturbed))
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
     assert log_of(tmp_path) == log_of(undisturbed)
@@ -128,7 +128,7 @@ def test_told_to_stop_all_save_the_same_step_and_go_on_from_it(world, together, 
 def test_processes_with_different_configs_are_refused(world, tmp_path):
     arguments = arguments_of(world, tmp_path, **ENDLESS)
     first, second = outputs_of(start_together(arguments, 2, own=["--config.seed=1"]), 2)
-    assert "another process could not go on; its own message says why" in first
+    assert "another process failed; its own message says why" in first
     assert "mlclip train: error: process 1 has another config, or finds other data" in second
     assert not (tmp_path / "config.json").exists()
 
@@ -139,7 +139,7 @@ def test_a_folder_that_not_all_see_is_refused(world, tmp_path):
         arguments_of(world, tmp_path / "one"), 2, own=[f"--workdir={tmp_path / 'other'}"]
     )
     first, second = outputs_of(processes, 2)
-    assert "another process could not go on; its own message says why" in first
+    assert "another process failed; its own message says why" in first
     assert f"mlclip train: error: {tmp_path / 'other'} is not the folder that process 0 sees; name" in second
     assert [path for folder in ("one", "other") for path in (tmp_path / folder).iterdir()] == []
 

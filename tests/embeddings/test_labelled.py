@@ -44,9 +44,7 @@ def test_columns_that_cannot_be_matched(tmp_path, arrays, message):
 
 def test_a_table_needs_the_names_of_the_images(tmp_path):
     (tmp_path / "x.csv").write_text("filename,labels\na.jpg,cat\nb.jpg,dog\n")
-    with pytest.raises(
-        InputError, match=r"does not name its images, so .*x\.csv cannot be matched"
-    ):
+    with pytest.raises(InputError, match=r"does not name its images, so .*x\.csv cannot be matched"):
         read(tmp_path, tmp_path / "x.csv")
 
 

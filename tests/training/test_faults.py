@@ -1,4 +1,4 @@
-"""A run that cannot go on says so, and one that can goes on: numbers, disks, damaged checkpoints, orders."""
+"""A run that cannot continue says so, and one that can does: numbers, disks, damaged checkpoints, SIGTERM."""
 
 import json
 import shutil
@@ -214,7 +214,7 @@ class TestCheckpoints:
         assert_equal(train(text_config(world), run), expected)
         said = capsys.readouterr().err
         assert f"warning: the checkpoint {newest} is damaged" in said
-        assert "going on from step 20 of 60" in said
+        assert "resuming from step 20 of 60" in said
         assert (run / "metrics.jsonl").read_text() == (workdir / "metrics.jsonl").read_text()
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["40", "60", "damaged-40"]
 
@@ -297,13 +297,13 @@ class TestStop:
         process.send_signal(signal.SIGTERM)
         [output] = outputs_of([process], 75)
         step = lines_of(tmp_path / "stopped/metrics.jsonl")[-1]["step"]
-        assert f"told to stop; saved step {step} of 400 in" in output.splitlines()[-1]
+        assert f"stopped on request; saved step {step} of 400 in" in output.splitlines()[-1]
         assert [path.name for path in (tmp_path / "stopped/checkpoints").iterdir()] == [str(step)]
         outputs = [
             outputs_of([start(train_arguments(world, tmp_path / name, **settings))])
             for name in ("stopped", "undisturbed")
         ]
-        assert f"going on from step {step} of 400" in outputs[0][0]
+        assert f"resuming from step {step} of 400" in outputs[0][0]
         stopped, undisturbed = (
             read_run(tmp_path / name)["parameters"] for name in ("stopped", "undisturbed")
         )

@@ -231,7 +231,7 @@ def test_any_captioned_images_will_do(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vocabulary": 100}, "vocabulary=100 cannot be: it must be at least 514"),
+        ({"vocabulary": 100}, "vocabulary=100: must be at least 514"),
         (
             {"model__vision_config__num_attention_heads": 5},
             r"describes no CLIP: .*32.* not a multiple of the number of attention heads \(5\)",
@@ -239,10 +239,10 @@ def test_any_captioned_images_will_do(tmp_path):
         ({"model__vision_config__patch_size": 5}, "images of 32 pixels cannot be cut into patches of 5"),
         (
             {"train__batch_size": 6},
-            "train.batch_size=6 cannot be: .* a multiple of the 4",
+            "train.batch_size=6: must be .* a multiple of the 4",
         ),
         ({"evaluation__number": 200}, "the source has 200 examples.* leaves none to train on"),
-        ({"scenes__difficulty__overlap": 2.0}, "no world has overlap=2.0"),
+        ({"scenes__difficulty__overlap": 2.0}, "overlap=2.0 is outside"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, changes, words):
