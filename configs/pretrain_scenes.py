@@ -54,28 +54,21 @@ def get_config(variant=""):
     config.loss.max_scale = 100.0  # of the cosines: one over the lowest temperature
     config.loss.auxiliary = 3.0  # weight of the image tower's own multi-label loss; 0: contrastive alone
 
-    config.optimizer = ConfigDict()  # Muon and Adam, warm-up and cosine decay
-    config.optimizer.learning_rate = 3e-3  # the peak
-    config.optimizer.warmup = 300  # steps
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.max_norm = 1.0  # of the gradient
-
-    config.train = ConfigDict()
-    config.train.steps = 4_000
-    config.train.batch_size = 128  # over all devices
-    config.train.parallel = "shard_map"  # or "pmap"
-    config.train.log_every = 20  # steps
-    config.train.evaluate_every = 500  # steps; 0: only at the end
-    config.train.checkpoint_every = 500  # steps
-    config.train.max_skipped_steps = 0  # with a loss or gradient that is not finite; one more ends the run
-    config.train.stall_seconds = 1_800  # without progress, until a process ends; 0: never
+    config.optimizer = recipes.optimizer(
+        name="muon", learning_rate=3e-3, weight_decay=0.05, b2=0.98, nesterov=True, max_norm=1.0
+    )
+    config.schedule = recipes.schedule(name="cosine", warmup=300)
+    config.train = recipes.training(
+        steps=4_000, batch_size=128, log_every=20, evaluate_every=500, checkpoint_every=500
+    )
+    del config.train.epochs, config.train.label_shards, config.train.best_by
 
     if variant == "short":
         config.scenes.number = 2_000
         config.evaluation.number = 200
         config.model.vision_config.num_hidden_layers = 1
         config.model.text_config.num_hidden_layers = 1
-        config.optimizer.warmup = 5
+        config.schedule.warmup = 5
         config.train.steps = 20
         config.train.batch_size = 32
         config.train.log_every = 5

@@ -64,7 +64,7 @@ def compare(runs, images, num_samples=1000, protocol="ap"):
             raise InputError(
                 f"{runs[0]['workdir']} and {run['workdir']} were trained on different class texts"
             )
-        if run["step"] < run["config"].train.steps and run["checkpoint"] == "latest":
+        if not run["finished"] and run["checkpoint"] == "latest":
             steps = f"step {run['step']} of {run['config'].train.steps}"
             raise InputError(f"{run['workdir']} stopped at {steps}; start its command again to finish it")
         twin = trained.setdefault(json.dumps(_settings(run), sort_keys=True), run["workdir"])

@@ -136,20 +136,7 @@ def base(recipe, given, variants, **options):
 
     config.loss = loss(options["loss"])
 
-    config.optimizer = ConfigDict()  # AdamW, on every parameter, under a 1-cycle schedule
-    config.optimizer.learning_rate = 1e-3  # the peak
-    config.optimizer.weight_decay = 0.01
-
-    config.train = ConfigDict()
-    config.train.steps = 3_000
-    config.train.batch_size = 64  # over all devices
-    config.train.parallel = "shard_map"  # or "pmap"
-    config.train.label_shards = 1  # devices that share many thousands of labels; the batch has the others
-    config.train.log_every = 100  # steps
-    config.train.evaluate_every = 0  # steps; 0: only at the end
-    config.train.checkpoint_every = 1_000  # steps
-    config.train.max_skipped_steps = 0  # with a loss or gradient that is not finite; one more ends the run
-    config.train.stall_seconds = 1_800  # without progress, until a process ends; 0: never
+    config.optimizer, config.schedule, config.train = optimizer(), schedule(), training()
     return config, variant, options
 
 
@@ -160,6 +147,51 @@ def labelled_images():
     images.images = placeholder(str)  # or a folder of images, or "voc:FOLDER,split=test"
     images.labels = placeholder(str)  # a table, where these have no labels
     return images
+
+
+def optimizer(**changes):
+    """How a run descends, see `training/optimizers.py`."""
+    config = ConfigDict()
+    config.name = "adamw"  # or "adam", "sgd", "muon"
+    config.learning_rate = 1e-3  # the peak
+    config.weight_decay = 0.01
+    config.b2 = 0.999  # of Adam: the mean of squared gradients
+    config.momentum = 0.9  # of SGD
+    config.nesterov = False  # of SGD and Muon
+    config.max_norm = 0.0  # of the gradient, which is scaled down to it; 0: any
+    config.groups = ConfigDict()  # of parameters, by paths, with factors of their own
+    config.update(changes)
+    return config
+
+
+def schedule(**changes):
+    """The learning rate over the steps, see `training/optimizers.py`."""
+    config = ConfigDict()
+    config.name = "one_cycle"  # or "cosine", "step", "constant"
+    config.warmup = 0  # steps, linear from 0; the one cycle has its own
+    config.every = 1_000  # steps, of "step": the rate is multiplied by `factor` after so many
+    config.factor = 0.1
+    config.update(changes)
+    return config
+
+
+def training(**changes):
+    """The length of a run, and what happens on the way."""
+    config = ConfigDict()
+    config.steps = 3_000
+    config.epochs = 0.0  # in place of steps, unless it is 0
+    config.batch_size = 64  # over all devices
+    config.parallel = "shard_map"  # or "pmap"
+    config.label_shards = 1  # devices that share many thousands of labels; the batch has the others
+    config.log_every = 100  # steps
+    config.evaluate_every = 0  # steps; 0: only at the end
+    config.best_by = "mAP"  # what the best checkpoint is chosen by; or "micro_f1", "loss", of the evaluation
+    config.patience = 0  # evaluations without a better one, after which the run ends; 0: none ends it
+    config.checkpoint_every = 1_000  # steps
+    config.max_skipped_steps = 0  # with a loss or gradient that is not finite; one more ends the run
+    config.stall_seconds = 1_800  # without progress, until a process ends; 0: never
+    config.update(changes)
+    return config
 
 
 def method(name, **settings):
@@ -263,6 +295,8 @@ def check_same_run(workdir, config, may_change):
     if not any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*")):
         return
     there, here = flat_config(read_config(workdir)), flat_config(json.loads(config.to_json()))
+    if here.get("train.epochs"):  # from which the steps there were computed
+        may_change = (*may_change, "train.steps")
     keys = sorted(key for key in there.keys() | here.keys() if not key.startswith(may_change))
     differing = [
         f"{key} {_value_at(there, key)}, not {_value_at(here, key)}"

@@ -21,6 +21,7 @@ from mlclip_jax.nnx_boundary import merge_module, split_trainable
 from mlclip_jax.progress import progress_bar
 from mlclip_jax.texts.label_sets import check_label_names
 from mlclip_jax.training.checkpoints import Checkpoints, abstract, describe
+from mlclip_jax.training.loop import is_exhausted
 
 TRAINED_ON = "trained_on.npy"
 RANDOM_BUFFERS = "random_buffers.npz"
@@ -40,7 +41,7 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
 
     Returns:
       A dict of `workdir`, `config`, `class_embeddings`; of the method the `graph`, `parameters` and what is
-      `frozen`; `step` of its checkpoint; and `calibration`, or None.
+      `frozen`; `step` of its checkpoint; whether it is `finished`; and `calibration`, or None.
 
     Raises:
       InputError: the folder holds no run, one without a checkpoint, or what cannot be read.
@@ -57,6 +58,7 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
     module = methods.find(config.method).make(class_embeddings.vectors, rngs=nnx.Rngs(config.seed))
     graph, parameters, frozen = split_trainable(module)
     with Checkpoints(workdir / "checkpoints", class_embeddings.origin, read_only=True) as checkpoints:
+        best, last = checkpoints.best, checkpoints.latest_step
         step = None
         if checkpoint == "best":
             step, _ = checkpoints.best
@@ -75,6 +77,7 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
         "parameters": state["parameters"],
         "frozen": frozen | read_random_buffers(workdir),
         "step": step,
+        "finished": last == config.train.steps or is_exhausted(config.train, best, last),
         "checkpoint": checkpoint,
         "calibration": None,
     }

@@ -6,13 +6,13 @@ from typing import ClassVar
 import jax
 from flax import nnx
 
-from mlclip_jax import methods
 from mlclip_jax.nnx_boundary import Frozen
 from mlclip_jax.ranges import AT_LEAST_1
 
 RECIPE = Path(__file__).with_name("own_recipe.py")
+LINE = 'methods.METHODS["low_rank"] = "own_method.LowRank"'
 # What a process runs first to know the method.
-PREAMBLE = f"import sys; sys.path.insert(0, {str(RECIPE.parent)!r}); import own_method\n"
+PREAMBLE = f"import sys; sys.path.insert(0, {str(RECIPE.parent)!r}); from mlclip_jax import methods; {LINE}\n"
 
 
 class LowRank(nnx.Module):
@@ -37,6 +37,3 @@ class LowRank(nnx.Module):
         """Logits (b, K)."""
         del keys
         return self.image(batch["image"]) @ self.text(self.class_embeddings[...]).T
-
-
-methods.METHODS["low_rank"] = "own_method.LowRank"

@@ -93,8 +93,11 @@ class Checkpoints:
         wanted = self._kept_with_each["scored_on"]
         if wanted is None and scored:
             _, _, wanted = max(scored, key=lambda known: known[1])
-        metric, step, _ = max((known for known in scored if known[2] == wanted), default=(None, None, None))
-        return step, metric
+        same = [(metric, -step) for metric, step, scored_on in scored if scored_on == wanted]
+        if not same:
+            return None, None
+        metric, step = max(same)  # of several that are equal, the first
+        return -step, metric
 
     def save(self, step, state, metric=None):
         """Saves a dict of trees of arrays, as of after `step` steps.
@@ -253,7 +256,7 @@ class Checkpoints:
             if isinstance(error, TimeoutError) or not (isinstance(error, OSError) or quoted):
                 raise
             raise InputError(
-                f"cannot write checkpoints in {self.folder} ({reason[:300]}); free space there or repair it, "
+                f"cannot write checkpoints in {self.folder} ({reason[:300]}); make room or repair it, "
                 "and start again: the run resumes from the last whole one"
             ) from error
 

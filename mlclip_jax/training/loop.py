@@ -11,12 +11,15 @@ from mlclip_jax.distributed.processes import all_or_none, broadcast_from_first
 from mlclip_jax.distributed.sharding import AXIS, LABEL_AXIS, place, replicated, split_labels, split_rows
 from mlclip_jax.errors import InputError, Preempted
 from mlclip_jax.progress import note, progress_bar
+from mlclip_jax.ranges import AT_LEAST_0, one_of
 from mlclip_jax.training.checkpoints import METRIC, abstract
 from mlclip_jax.training.interruptions import ending_when_stalled, listening_for_stop
 from mlclip_jax.training.metric_log import Log
 
 ON_DEVICE = 1 << 30  # bytes of examples that are kept on the device; of more, each chunk's are read in time
 READ_AT_ONCE = 1 << 26  # bytes, of the latter
+# What the best checkpoint is chosen by: what evaluations call it, and whether more of it is better.
+BEST_BY = {"mAP": (METRIC, 1), "micro_f1": ("micro_f1_percent", 1), "loss": ("evaluation_loss", -1)}
 CHECKPOINTS_AT_ONCE = 4  # two of the latest, the best, and the one being written
 
 
@@ -44,6 +47,8 @@ def run_conditions(train, num_devices):
         "train.checkpoint_every": (lambda n: n >= 1, "at least 1"),
         "train.max_skipped_steps": (lambda n: n >= 0, "at least 0"),
         "train.stall_seconds": (lambda n: n >= 0, "at least 0"),
+        "train.best_by": one_of(BEST_BY),
+        "train.patience": AT_LEAST_0,
     }
     if can_split and shards > 1:
         conditions["train.parallel"] = (lambda mode: mode == "shard_map", "shard_map to split labels")
@@ -94,8 +99,8 @@ def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=Non
         before they are computed.
       state: a dict of trees of arrays; given up to the chunks.
       step: how many steps were done before.
-      train: of the recipe: `steps`; `log_every`, `evaluate_every`, `checkpoint_every` in steps;
-        `max_skipped_steps` and `stall_seconds`.
+      train: of the recipe: `steps`; `log_every`, `evaluate_every`, `checkpoint_every` in steps; `best_by`,
+        `patience`, `max_skipped_steps` and `stall_seconds`.
       checkpoints: an open `Checkpoints`.
       log_path: of `metrics.jsonl`.
       evaluate: `evaluate(state) -> metrics`, called every `train.evaluate_every` steps; or None.
@@ -109,14 +114,14 @@ def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=Non
         the log or a checkpoint cannot be written.
       Preempted: a process received SIGTERM; all have saved the same step.
     """
-    _, highest = checkpoints.best
+    measured, sign = BEST_BY[train.get("best_by", "mAP")]
     with (
         progress_bar(train.steps, "training", "steps", done=step) as bar,
         listening_for_stop() as asked_to_stop,
         ending_when_stalled(train.stall_seconds) as renew,
     ):
         log = Log(log_path, step, train.max_skipped_steps, names_of)
-        while step < train.steps:
+        while step < train.steps and not is_exhausted(train, checkpoints.best, step):
             end = next_boundary(step, train)
             state, metrics = run_chunk(state, step, end)
             # This chunk now runs; meanwhile the line of the one before it is fetched and written.
@@ -128,15 +133,16 @@ def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=Non
             if evaluate is not None and _is_due(step, train.evaluate_every):
                 evaluated = evaluate(state)
                 metrics |= evaluated
-                if METRIC in evaluated:  # not where no example has a label
-                    metric = float(broadcast_from_first(np.float32(evaluated[METRIC])))
+                if measured in evaluated:  # not where no example has a label
+                    metric = sign * float(broadcast_from_first(np.float32(evaluated[measured])))
             log.add(step, metrics)
-            stop = asked_to_stop() and step < train.steps
+            _, highest = checkpoints.best
             is_best = metric is not None and (highest is None or metric > highest)
-            if stop or is_best or _is_due(step, train.checkpoint_every) or step == train.steps:
+            is_last = step == train.steps or (not is_best and is_exhausted(train, checkpoints.best, step))
+            stop = asked_to_stop() and not is_last
+            if stop or is_best or is_last or _is_due(step, train.checkpoint_every):
                 log.write_pending(durable=True)  # the log is complete up to every checkpoint
                 checkpoints.save(step, state, metric)
-                highest = metric if is_best else highest
             renew(step)
             if stop:
                 checkpoints.wait()
@@ -216,6 +222,19 @@ def make_run_chunk(compiled, data, indices_of, end_after, mesh):
         return state, {name: [part[name] for part in parts] for name in parts[0]}
 
     return run_chunk
+
+
+def is_exhausted(train, best, step):
+    """Whether `train.patience` evaluations have passed at a step since the best one.
+
+    Args:
+      train: of the recipe.
+      best: step and metric of the best checkpoint, None where there is none.
+      step: how many steps are done.
+    """
+    best_step, _ = best
+    patience = train.patience * train.evaluate_every
+    return bool(patience) and best_step is not None and step - best_step >= patience
 
 
 def next_boundary(step, train):

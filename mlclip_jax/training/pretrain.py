@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from PIL import Image
 from tokenizers import Tokenizer
@@ -63,7 +62,8 @@ from mlclip_jax.progress import note
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
 from mlclip_jax.training.checkpoints import Checkpoints
 from mlclip_jax.training.loop import resume, run_conditions, run_steps
-from mlclip_jax.training.step import apply_gradients, initial_state
+from mlclip_jax.training.optimizers import RANGES, make_optimizer
+from mlclip_jax.training.step import apply_gradients, hyper_of, initial_state
 from mlclip_jax.zero_shot import cosine_scores, modality_gap
 
 CAPTIONS_READ = 10_000  # to learn the tokenizer from
@@ -132,7 +132,7 @@ def pretrain(config, workdir):
             rngs=nnx.Rngs(config.seed),
         )
     )
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config)(hyper_of(config))
     state = initial_state(parameters, optimizer)
     step_function = make_pretrain_step(
         graph,
@@ -360,19 +360,6 @@ def clip_config(model, tokenizer):
     return config
 
 
-def make_optimizer(config):
-    """Muon for matrices, Adam for the rest, under a warm-up and a cosine decay; the gradient is clipped.
-
-    Muon (Jordan et al. 2024), its updates scaled to AdamW's size (Liu et al. 2025, arXiv 2502.16982).
-    """
-    settings = config.optimizer
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, settings.learning_rate, min(settings.warmup, config.train.steps - 1), config.train.steps
-    )
-    muon = optax.contrib.muon(schedule, weight_decay=settings.weight_decay, adam_b2=0.98, consistent_rms=0.2)
-    return optax.chain(optax.clip_by_global_norm(settings.max_norm), muon)
-
-
 def make_pretrain_step(graph, optimizer, loss_settings, normalise, *, skip_nonfinite=False):
     """The step of one device, `step(state, frozen, batch, step, hyper) -> (state, metrics)`; see `step.py`.
 
@@ -504,10 +491,7 @@ def _check(config, num_devices):
         "vocabulary": (lambda n: n >= FIXED_TOKENS, f"at least {FIXED_TOKENS}: every byte has its token"),
         "loss.max_scale": (lambda s: 1 <= s < math.inf, "finite, and at least 1"),
         "loss.auxiliary": (lambda w: 0 <= w < math.inf, "finite and not negative"),
-        "optimizer.learning_rate": (lambda r: 0 < r < math.inf, "finite and positive"),
-        "optimizer.warmup": (lambda n: n >= 0, "at least 0"),
-        "optimizer.weight_decay": (lambda w: 0 <= w < math.inf, "finite and not negative"),
-        "optimizer.max_norm": (lambda n: n > 0, "positive"),
+        **RANGES,
         "model.projection_dim": positive,
         "model.text_config.max_position_embeddings": (lambda n: n >= 3, "at least 3"),
         **{f"model.vision_config.{name}": positive for name in sizes + layers},

@@ -45,15 +45,17 @@ def hyper_of(config):
     So one program trains with any of them, and under `jax.vmap` with many of them at once.
 
     Returns:
-      A dict of `seed` (uint32), which noise, dropout and nothing else follow from here, and of
-      `learning_rate` (the peak), `weight_decay` and `radius` (float32).
+      A dict of `seed` (uint32), from which noise and dropout follow, and of `learning_rate` (the peak),
+      `weight_decay` and, where there is perturbation, `radius` (float32).
     """
-    return {
+    hyper = {
         "seed": np.uint32(config.seed),
         "learning_rate": np.float32(config.optimizer.learning_rate),
         "weight_decay": np.float32(config.optimizer.weight_decay),
-        "radius": np.float32(config.perturbation.radius),
     }
+    if "perturbation" in config:
+        hyper["radius"] = np.float32(config.perturbation.radius)
+    return hyper
 
 
 def make_train_step(graph, optimizer, loss_sum, perturb, *, skip_nonfinite=False, fuse_allreduce=True):

@@ -40,7 +40,7 @@ from mlclip_jax.embeddings.store import write_embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder
 from mlclip_jax.losses import LOSSES, RANGES, UNCALIBRATED, constants
-from mlclip_jax.metrics import mean_average_precision
+from mlclip_jax.metrics import decision_figures, mean_average_precision
 from mlclip_jax.nnx_boundary import split_trainable
 from mlclip_jax.perturbation import make_perturbation
 from mlclip_jax.progress import note
@@ -55,8 +55,7 @@ from mlclip_jax.runs import (
 from mlclip_jax.training import optimizers
 from mlclip_jax.training.checkpoints import METRIC, Checkpoints
 from mlclip_jax.training.inputs import read_data, suspects
-from mlclip_jax.training.loop import make_run_chunk, next_boundary, resume, run_conditions, run_steps
-from mlclip_jax.training.optimizers import make_optimizer
+from mlclip_jax.training.loop import BEST_BY, make_run_chunk, next_boundary, resume, run_conditions, run_steps
 from mlclip_jax.training.step import (
     _sum_and_count,
     hyper_of,
@@ -97,13 +96,15 @@ def train(config, workdir):
     origin = class_embeddings.origin
     if "examples" in config:
         origin = origin | {"examples": digest(examples)}
+    config = optimizers.with_steps(config, len(examples.vectors))
     described = json.loads(config.to_json())
     check_alike(described, origin)
 
     method = methods.find(config.method)
     module = method.make(class_embeddings.vectors, rngs=nnx.Rngs(config.seed))
     graph, parameters, frozen = split_trainable(module)
-    optimizer, hyper = make_optimizer(config), hyper_of(config)
+    optimizers.check_groups(config, parameters)
+    optimizer, hyper = optimizers.make_optimizer(config), hyper_of(config)
     state = initial_state(parameters, optimizer(hyper))
     state_shardings = shardings_of(state, module.label_axes(), optimizer(hyper), mesh)
 
@@ -138,12 +139,14 @@ def train(config, workdir):
     def evaluate_now(state):
         own = local_copy((state["parameters"], frozen_on_device), mesh)
         scores = score_images(graph, *own, images.features(method.reads))
-        return {METRIC: 100 * mean_average_precision(scores, np.asarray(images.labels))[0]}
+        return figures_on_the_way(config, scores, np.asarray(images.labels))
 
     def names_of(t):
         return suspects(examples, indices_of(t, t + 1)[0])
 
-    scored_on = digest(images) if images is not None and config.train.evaluate_every else None
+    scored_on = None
+    if images is not None and config.train.evaluate_every:
+        scored_on = f"{digest(images)} by {config.train.best_by}"
     kept_with_each = {"config": described, "scored_on": scored_on}
     with (
         held_by_this_run(workdir),
@@ -183,6 +186,18 @@ def train(config, workdir):
     if images is not None:
         print_comparison(compare([read_run(workdir)], images))
     return state["parameters"]
+
+
+def figures_on_the_way(config, scores, labels):
+    """What is measured of scores (N, K) on the way: mAP, and what the best checkpoint is chosen by."""
+    figures = {METRIC: 100 * mean_average_precision(scores, labels)[0]}
+    name, _ = BEST_BY[config.train.best_by]
+    if config.train.best_by == "micro_f1":
+        figures[name] = 100 * decision_figures(scores >= 0, labels)["OF1"]
+    elif config.train.best_by == "loss":
+        total, count = _sum_and_count(config.loss)(scores, labels)
+        figures[name] = total / np.maximum(count, 1)
+    return figures
 
 
 def shardings_of(state, label_axes, optimizer, mesh):
@@ -278,9 +293,9 @@ def check(config, num_devices):
         ("method", method.ranges),
         ("loss", RANGES),
         ("perturbation", perturbation.ranges(method.reads)),
-        ("optimizer", optimizers.RANGES),
     ):
         conditions |= {f"{part}.{name}": condition for name, condition in ranges.items()}
+    conditions |= optimizers.RANGES
     required = ("backbone", "texts.class_embeddings")
     conditions |= run_conditions(config.get("train", {}), num_devices)
     recipes.check(config, expected, required, conditions)

@@ -316,7 +316,7 @@ def test_inputs_that_cannot_be(tmp_path):
         backbone.encode_images([opened])
     with pytest.raises(InputError, match="a text cannot be encoded as UTF-8"):
         backbone.encode_texts(["dog \ud800"])
-    with pytest.raises(InputError, match="batch_size 0 cannot be"):
+    with pytest.raises(InputError, match="batch_size 0: must be at least 1"):
         backbone.encode_texts(["dog"], batch_size=0)
     features, logits = backbone.encode_pairs([], [])
     assert (features.shape, logits.shape) == ((0, 24), (0, 2))

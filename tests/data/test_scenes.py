@@ -199,8 +199,8 @@ def test_scenes_are_not_written_among_others(tmp_path):
         ({"label_names": ("star", "star")}, "names a label twice"),
         ({"side": 8}, r"side=8 is outside \[16, 512\]"),
         ({"partial": 2}, "partial=2 is outside"),
-        ({"difficulty": DEFAULT._replace(min_objects=0)}, "objects from 0 to 5, at least 1"),
-        ({"difficulty": DEFAULT._replace(max_size=0.9)}, "size from 0.28 to 0.9"),
+        ({"difficulty": DEFAULT._replace(min_objects=0)}, "min_objects=0 is less than 1"),
+        ({"difficulty": DEFAULT._replace(max_size=0.9)}, "max_size=0.9 is more than 0.7"),
         ({"difficulty": DEFAULT._replace(clutter=-1)}, "clutter=-1"),
     ],
 )

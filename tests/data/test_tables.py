@@ -187,7 +187,7 @@ def test_whatever_is_quoted_properly_is_read_as_it_is(tmp_path_factory, rows):
         ("x.csv", "file,cat\na,1\n", {"split": "val"}, "no column that names splits, so split=val"),
         ("x.csv", "file,split\na,b\nc,d\n", {"split": "val"}, "has no split 'val'; it has b, d"),
         ("x.csv", "file,cat\na,1\n", {"absent": 1}, "absent=1 is not what tables have"),
-        ("x.csv", "file,labels\na,cat\n", {"absent": -1}, "has no label of -1, so absent=-1 cannot be"),
+        ("x.csv", "file,labels\na,cat\n", {"absent": -1}, "has no label of -1; leave it out"),
         ("x.csv", "file,labels\na,['cat'\n", {}, "is no list of labels"),
         ("x.json", "{}", {}, "x.json must hold objects, one for each image"),
         ("x.json", "[1]", {}, "x.json must hold objects, one for each image"),

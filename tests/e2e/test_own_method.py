@@ -9,9 +9,17 @@ import pytest
 from processes import SLOWLY, kill_when, outputs_of, start
 
 import mlclip_jax
+from mlclip_jax import methods
 from mlclip_jax.cli import main
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Scenes, write_scenes
 from mlclip_jax.runs import read_run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(methods.METHODS, "low_rank", "own_method.LowRank")
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ def test_too_many_broken_ones_stop_it(backbone, photographs, tmp_path):
     with pytest.raises(InputError, match=r"of 30 images cannot be read, .* 00.png \(an empty file\)"):
         embed(backbone, source, tmp_path / "out", max_skipped=0.05)
     assert (tmp_path / "out/skipped.jsonl").is_file()
-    with pytest.raises(InputError, match="is not finished; give its command again"):
+    with pytest.raises(InputError, match="is not finished; run its command again"):
         read_embeddings(tmp_path / "out")
     for i in range(3):
         shutil.copy(photographs / f"{i:02}.png", folder)

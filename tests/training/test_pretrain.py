@@ -26,17 +26,17 @@ from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.sharding import AXIS, make_mesh, replicated
 from mlclip_jax.losses import contrastive_sum
 from mlclip_jax.nnx_boundary import merge_module, split_module
+from mlclip_jax.training.optimizers import make_optimizer
 from mlclip_jax.training.pretrain import (
     Examples,
     Pretraining,
     clip_config,
-    make_optimizer,
     make_pretrain_step,
     make_single,
     open_source,
     pretrain,
 )
-from mlclip_jax.training.step import initial_state
+from mlclip_jax.training.step import hyper_of, initial_state
 
 MAX_SCALE = 5.0
 
@@ -53,7 +53,7 @@ def tiny_config(module=pretrain_scenes, **changes):
     config.evaluation.number = 20
     config.loss.max_scale = MAX_SCALE
     config.train.update(steps=6, batch_size=8, log_every=2, checkpoint_every=2, evaluate_every=0)
-    config.optimizer.warmup = 2
+    config.schedule.warmup = 2
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return config
 
@@ -140,7 +140,7 @@ def test_the_temperature_is_held_at_its_cap_in_what_is_saved():
 def test_the_schedule_is_finite_however_short(steps):
     config = pretrain_scenes.get_config()
     config.train.steps = steps
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config)(hyper_of(config))
     parameters = {"x": np.ones((2, 2), np.float32), "y": np.ones(3, np.float32)}
     with jax.numpy_dtype_promotion("standard"):
         state = optimizer.init(parameters)

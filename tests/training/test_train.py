@@ -477,8 +477,10 @@ class TestStep:
 
 
 def test_the_schedule_is_one_cycle():
+    config = tai.get_config()
+    config.train.steps = 1000
     with jax.numpy_dtype_promotion("standard"):
-        rates = np.array([make_schedule(1000)(step) for step in range(1001)])
+        rates = np.array([make_schedule(config)(step) for step in range(1001)])
     assert rates[0] == pytest.approx(1 / 25)
     assert rates.argmax() == 300
     assert rates[300] == pytest.approx(1)
