@@ -53,7 +53,7 @@ EXTRAS = {
 
 setup(
     name="mlclip-jax",
-    version="0.1.0",
+    version="0.2.0",
     description="Multi-label image classification with a frozen CLIP and small adapters, in JAX",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -11,7 +11,7 @@ Variants:
   fc        FC, trained on images with labels: what the others may hope for.
 
 The radius is the mean distance between a scene's embedding and that of the class text nearest to it, which
-needs no label to measure. Figures: README, "See it work".
+needs no label to measure. Figures: README.
 """
 
 from mlclip_jax import recipes

@@ -9,7 +9,7 @@ Variants, each trained 300 steps whatever the number of images:
   ml_decoder, ml_decoder_text                        of recipe ml_decoder, with frozen and with text queries
 
 MLD's peak rate was chosen on other scenes, as the better of 1e-3 and 3e-4; the others' were not searched for.
-Figures: README, "From few images".
+Figures: docs/results.md.
 """
 
 from mlclip_jax import recipes

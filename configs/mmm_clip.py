@@ -15,7 +15,7 @@ Variants:
 `mmm_clip:mld,loss=asymmetric` sets another loss, whose constants are then `config.loss.*`. With
 `--config.examples.embeddings`, local features come from `mlclip embed --local`.
 
-Measured on the built-in world: README, "See it work".
+Measured on the built-in world: docs/results.md.
 """
 
 from mlclip_jax import recipes

@@ -21,7 +21,7 @@ peak rate is 1e-3 over 3,000 steps. The radius is 12: about the distance between
 of the class text nearest to it, which needs no label to measure.
 
 Measured (variant embeddings, ViT-B/32, 179 COCO photographs, 80 labels): 57.7 mAP, plain cosine 49.8;
-13 seconds on 2 CPU cores. README, "What it scores", has the protocol, the spread and the other settings.
+13 seconds on 2 CPU cores. docs/results.md has the protocol, the spread and the other settings.
 """
 
 from ml_collections.config_dict import placeholder

@@ -2,7 +2,7 @@
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["InputError", "load", "load_backbone"]
 
 _NAMES = {"InputError": "errors", "load": "runs", "load_backbone": "backbones"}

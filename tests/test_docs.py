@@ -1,4 +1,4 @@
-"""What the README says of names, constants and sizes is what the code has."""
+"""What README and docs say of names, constants and sizes is what the code has."""
 
 import importlib
 import re
@@ -19,12 +19,15 @@ from mlclip_jax.data.datasets import FORMATS, open_images
 from mlclip_jax.losses import LOSSES, constants
 from mlclip_jax.nnx_boundary import split_trainable
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+DOCS = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def table(header):
     """The rows of the table whose header begins so: lists of cells."""
-    _, _, rest = README.partition(f"\n| {header}")
+    _, _, rest = DOCS.partition(f"\n| {header}")
     rows = []
     for line in rest.splitlines()[2:]:
         if not line.startswith("|"):
@@ -58,17 +61,6 @@ def test_every_recipe_variant_of_an_adapter_with_its_size():
         assert {(name, variant) for variant in module.VARIANTS} <= variants
 
 
-@pytest.mark.parametrize(
-    ("recipe", "variant"),
-    [(tai, "embeddings"), (mmm_clip, "fc"), (mmm_clip, "mld"), (ml_decoder, "frozen")],
-    ids=["tai", "fc", "mld", "ml_decoder"],
-)
-def test_an_adapters_defaults_are_its_recipes(recipe, variant):
-    """Both are where a reader finds the constants."""
-    own = dict(recipe.get_config(variant).method)
-    assert own == methods.find({"name": own.pop("name")}).settings
-
-
 def test_the_constants_of_mld_and_ml_decoder_are_said():
     titles = {row[0]: row[2] for row in table("adapter | recipe") if row[0]}
     for title, recipe, variant in (("MLD", mmm_clip, "mld"), ("ML-Decoder", ml_decoder, "frozen")):
@@ -95,7 +87,7 @@ def test_every_choice_of_calibrate_has_its_row_and_the_default_is_said(flag, the
 
 
 def test_every_metric_is_there_and_every_protocol_has_its_row():
-    header = "metric of [`mlclip_jax.metrics`](mlclip_jax/metrics.py) |"
+    header = "metric of [`mlclip_jax.metrics`](../mlclip_jax/metrics.py) |"
     assert sorted(names_in(header, r"protocol `(\w+)`")) == sorted(metrics.PROTOCOLS)
     figures = metrics.decision_figures(np.eye(2, dtype=bool), np.eye(2, dtype=np.int8)).keys()
     for name in set(names_in(header)) - set(metrics.PROTOCOLS):
@@ -117,7 +109,7 @@ def test_every_command_has_a_row_with_flags_that_it_has():
 def test_every_recipe_has_its_row_with_every_variant():
     rows, name = {}, None
     for first, variants, *_ in table("recipe | variant"):
-        name = re.fullmatch(r"\[`(\w+)`\]\(configs/\1\.py\)", first)[1] if first else name
+        name = re.fullmatch(r"\[`(\w+)`\]\(\.\./configs/\1\.py\)", first)[1] if first else name
         rows.setdefault(name, set()).update(re.findall(r"`(\w+)`", variants))
     assert rows.keys() == recipes.shipped_recipes().keys()
     for name, variants in rows.items():
@@ -126,15 +118,45 @@ def test_every_recipe_has_its_row_with_every_variant():
             assert variants == set(getattr(module, "VARIANTS", ())), name
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
-        assert (Path(__file__).parents[1] / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    headings = {}
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text(encoding="utf-8")):
+        path, _, heading = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        if heading:
+            titles = re.findall(r"(?m)^#+ (.+)$", linked.read_text(encoding="utf-8"))
+            headings[linked] = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+            assert heading in headings[linked], target
+
+
+def test_every_page_is_in_the_readmes_index():
+    readme = PAGES[0].read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        assert f"]({page.relative_to(ROOT)})" in readme, page
+    assert len(readme.splitlines()) < 140
+
+
+def test_every_method_has_its_settings_and_defaults():
+    rows = {row[0].strip("`"): row[1] for row in table("method | settings and defaults")}
+    assert rows.keys() == methods.METHODS.keys()
+    for name, cell in rows.items():
+        said = dict(setting.split("=") for setting in re.findall(r"`(\w+=[^`]+)`", cell))
+        assert said == {key: str(value) for key, value in methods.find({"name": name}).settings.items()}, name
+
+
+def test_every_key_of_every_recipe_has_its_default():
+    rows = {row[0].strip("`"): row[1].strip("`") for row in table("key | default")}
+    parts = {"optimizer": recipes.optimizer(), "schedule": recipes.schedule(), "train": recipes.training()}
+    expected = {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
+    assert rows == {key: "" if key == "optimizer.groups" else str(value) for key, value in expected.items()}
 
 
 def test_every_dataset_is_said_with_options_that_it_has():
-    """Each of the README's datasets is one that `open_images` takes, but for the files."""
+    """Each dataset that is said is one that `open_images` takes, but for the files."""
     said = set()
-    for spec in re.findall(r"`((?:table|voc|coco|nus_wide|tfds):[^`]+)`", README):
+    for spec in re.findall(r"`((?:table|voc|coco|nus_wide|tfds):[^`]+)`", DOCS):
         kind, _, rest = spec.partition(":")
         said.add(kind)
         options = dict(option.split("=", 1) for option in rest.split(",")[1:])
