@@ -225,7 +225,7 @@ def read_calibration(workdir, parameters):
 
     Args:
       workdir: the folder.
-      parameters: what identifies the run's parameters and labels, `runs.digest_parameters`.
+      parameters: what identifies the run's parameters and labels, `runs.Run.digest`.
 
     Raises:
       InputError: the file is damaged, or was fitted to other parameters or labels.

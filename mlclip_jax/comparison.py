@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 
-from mlclip_jax import methods, metrics, recipes
+from mlclip_jax import metrics, recipes
 from mlclip_jax.distributed.processes import is_first
 from mlclip_jax.embeddings.labelled import backbone_of
 from mlclip_jax.errors import InputError
@@ -13,13 +13,6 @@ from mlclip_jax.files import replacing
 from mlclip_jax.metrics import bootstrap_mean_average_precision, mean_average_precision
 from mlclip_jax.progress import progress_bar
 from mlclip_jax.report import markdown_table
-from mlclip_jax.runs import (
-    count_calibrated_on,
-    count_trained_on,
-    probabilities_of,
-    scores_of,
-    thresholds_of,
-)
 from mlclip_jax.training.checkpoints import describe
 from mlclip_jax.zero_shot import cosine_scores, standardise
 
@@ -54,21 +47,20 @@ def compare(runs, images, num_samples=1000, protocol="ap"):
     Raises:
       InputError: the runs do not belong together, or one of them is not finished.
     """
-    class_embeddings = runs[0]["class_embeddings"]
+    class_embeddings = runs[0].class_embeddings
     trained = {}
     for run in runs:
         if any(
-            run["class_embeddings"].origin[key] != class_embeddings.origin[key]
-            for key in ("sha256", "labels")
+            run.class_embeddings.origin[key] != class_embeddings.origin[key] for key in ("sha256", "labels")
         ):
             raise InputError(
                 f"{runs[0]['workdir']} and {run['workdir']} were trained on different class texts"
             )
-        if not run["finished"] and run["checkpoint"] == "latest":
+        if not run.finished and run.checkpoint == "latest":
             steps = f"step {run['step']} of {run['config'].train.steps}"
             raise InputError(f"{run['workdir']} stopped at {steps}; start its command again to finish it")
-        twin = trained.setdefault(json.dumps(_settings(run), sort_keys=True), run["workdir"])
-        if twin is not run["workdir"]:
+        twin = trained.setdefault(json.dumps(_settings(run), sort_keys=True), run.workdir)
+        if twin is not run.workdir:
             raise InputError(f"{twin} and {run['workdir']} are the same run twice; leave one out")
 
     images = images._replace(vectors=np.asarray(images.vectors), labels=np.asarray(images.labels))
@@ -76,9 +68,9 @@ def compare(runs, images, num_samples=1000, protocol="ap"):
     described = _describe_protocol(runs, images, num_samples, protocol)
     methods = {"cosine zero-shot": [cosine]}
     for run in runs:
-        scores = np.asarray(scores_of(run, images))
+        scores = np.asarray(run.score(images))
         methods.setdefault(_method_name(run, runs), []).append(scores)
-        if "carried_over" not in run:
+        if run.own_labels:
             _write_evaluation(run, scores, cosine, images.labels, described, protocol)
     return {"protocol": described, "rows": _rows(methods, images.labels, num_samples, protocol)}
 
@@ -156,8 +148,8 @@ def figures_of(run, logits, labels):
     Decisions and probabilities are those of the run's calibration, where it has one; otherwise a sigmoid, and
     present from 0.5.
     """
-    probabilities = probabilities_of(run, logits)
-    predicted = probabilities >= thresholds_of(run)
+    probabilities = run.probabilities(logits)
+    predicted = probabilities >= run.thresholds
     figures = {p: 100 * mean_average_precision(logits, labels, p)[0] for p in metrics.PROTOCOLS}
     figures |= metrics.decision_figures(predicted, labels)
     for metric in (metrics.hamming_loss, metrics.exact_match):
@@ -165,7 +157,7 @@ def figures_of(run, logits, labels):
     for metric in (metrics.label_ranking_average_precision, metrics.coverage_error, metrics.one_error):
         figures[metric.__name__] = metric(logits, labels)
     figures["expected_calibration_error"] = metrics.expected_calibration_error(probabilities, labels)
-    calibrated = run["calibration"] is not None
+    calibrated = run.calibration is not None
     return {"calibrated": calibrated, **{name: float(figure) for name, figure in figures.items()}}
 
 
@@ -177,18 +169,18 @@ def _write_evaluation(run, scores, cosine, labels, described, protocol):
     if not is_first():
         return
     content = {
-        "step": run["step"],
+        "step": run.step,
         "mAP": figures,
         "protocol": described,
         "raw": figures_of(run, scores, labels),
     }
-    with replacing(run["workdir"] / "evaluation.json") as temporary:
+    with replacing(run.workdir / "evaluation.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _settings(run):
     """A run's config without what changes nothing of its result."""
-    flat = recipes.flat_config(run["config"])
+    flat = recipes.flat_config(run.config)
     return {key: value for key, value in flat.items() if not key.startswith(("evaluation.", "recipe"))}
 
 
@@ -198,12 +190,12 @@ def _method_name(run, runs):
     name = own["method.name"]
     same = [other for other in map(_settings, runs) if other["method.name"] == name]
     differing = [key for key in own if key != "seed" and len({str(other.get(key)) for other in same}) > 1]
-    title = methods.find(run["config"].method).title
+    title = run.method.title
     return ", ".join([title, *(f"{key.split('.')[-1]}={own[key]}" for key in differing)])
 
 
 def _describe_protocol(runs, images, num_samples, protocol):
-    class_embeddings = runs[0]["class_embeddings"]
+    class_embeddings = runs[0].class_embeddings
     counted = int(np.any(images.labels == 1, axis=0).sum())
     image_size = images.origin.get("image_size")
     backbone = backbone_of(class_embeddings.origin)
@@ -220,8 +212,8 @@ def _describe_protocol(runs, images, num_samples, protocol):
         "interval": f"95%, basic paired bootstrap over images, {num_samples} resamples",
     }
     seen = {
-        "trained on": max(count_trained_on(run, images) for run in runs),
-        "calibrated on": max(count_calibrated_on(run, images) for run in runs),
+        "trained on": max(run.count_trained_on(images) for run in runs),
+        "calibrated on": max(run.count_calibrated_on(images) for run in runs),
     }
     if any(seen.values()):
         counts = " and ".join(f"{count} were {what}" for what, count in seen.items() if count)

@@ -67,8 +67,7 @@ def find(settings):
     name = given.pop("name", None)
     if name not in METHODS:
         raise InputError(f"no method {name!r}{_nearest(name, METHODS)}; there are {', '.join(METHODS)}")
-    module, _, attribute = METHODS[name].rpartition(".")
-    made_by = getattr(importlib.import_module(module), attribute)
+    made_by = _class_of(name)
     parameters = inspect.signature(made_by.__init__).parameters.values()
     known = {p.name: p.default for p in parameters if p.default is not p.empty}
     for key in given.keys() - known.keys():
@@ -84,6 +83,23 @@ def find(settings):
         ranges=made_by.RANGES,
         make=lambda class_embeddings, *, rngs: made_by(class_embeddings, **own, rngs=rngs),
     )
+
+
+def with_open_vocabulary():
+    """Which methods take other class embeddings after training, in words."""
+    titles = []
+    for name in METHODS:
+        made_by = _class_of(name)
+        if callable(made_by.open_vocabulary):
+            titles.append(f"{made_by.TITLE} by some of its settings")
+        elif made_by.open_vocabulary:
+            titles.append(made_by.TITLE)
+    return " and ".join(titles)
+
+
+def _class_of(name):
+    module, _, attribute = METHODS[name].rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _declared(declared, settings):

@@ -17,7 +17,7 @@ from mlclip_jax import InputError, calibration
 from mlclip_jax.calibration import METHODS, RULES, apply, cross_validated, fit
 from mlclip_jax.cli import main
 from mlclip_jax.embeddings.labelled import read_images
-from mlclip_jax.runs import probabilities_of, read_run, scores_of
+from mlclip_jax.runs import read_run
 
 GENERATOR = np.random.default_rng(0)
 NUMBER, CLASSES = 400, 4
@@ -212,13 +212,13 @@ def test_the_command_tells_what_it_gained_and_evaluate_uses_it(run, capsys):
     assert "| calibrated |" in output
     assert "200 images, " in output
     loaded = read_run(run / "run")
-    stored = loaded["calibration"]
+    stored = loaded.calibration
     assert stored.thresholds.shape == (len(LABELS),)
     assert stored.knots.shape[:2] == (len(LABELS), 2)
-    images = read_images({"embeddings": str(run / "images.npz")}, loaded["class_embeddings"], None, None)
-    logits = np.asarray(scores_of(loaded, images))
+    images = read_images({"embeddings": str(run / "images.npz")}, loaded.class_embeddings, None, None)
+    logits = np.asarray(loaded.score(images))
     np.testing.assert_allclose(
-        probabilities_of(loaded, logits),
+        loaded.probabilities(logits),
         apply(fit(logits, images.labels, "isotonic"), logits),
         atol=1e-6,
     )

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from mlclip_jax import methods
 from mlclip_jax.calibration import (
     FILE,
     FOLDS,
@@ -20,15 +19,7 @@ from mlclip_jax.commands.flags import define_checkpoint, define_max_skipped
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.errors import InputError
 from mlclip_jax.report import markdown_table
-from mlclip_jax.runs import (
-    EMBEDDED,
-    count_trained_on,
-    digest_parameters,
-    load_backbone_for,
-    read_run,
-    row_hashes,
-    scores_of,
-)
+from mlclip_jax.runs import EMBEDDED, read_run, row_hashes
 
 
 def main(values):
@@ -39,17 +30,17 @@ def main(values):
         raise InputError("--target=0 is reached by everything; give a precision or recall above it")
     run = read_run(values.workdir, calibrated=False, checkpoint=values.checkpoint)
     source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
-    local = "image_local" in methods.find(run["config"].method).reads
+    local = "image_local" in run.method.reads
     images = read_images(
         source,
-        run["class_embeddings"],
-        lambda: load_backbone_for(run),
-        run["workdir"] / EMBEDDED,
+        run.class_embeddings,
+        lambda: run.with_backbone().backbone,
+        run.workdir / EMBEDDED,
         purpose="calibrate on",
         local=local,
         max_skipped=values.max_skipped,
     )
-    seen = count_trained_on(run, images)
+    seen = run.count_trained_on(images)
     if seen:
         raise InputError(
             f"{seen} of the {len(images.vectors)} images were trained on, where every probability looks "
@@ -57,14 +48,14 @@ def main(values):
         )
     if len(images.vectors) < 2:
         raise InputError(f"{images.origin['split']} holds one image; a calibration needs many")
-    logits = np.asarray(scores_of(run, images))
+    logits = np.asarray(run.score(images))
     before, after = cross_validated(logits, images.labels, values.method, values.rule, values.target)
     calibration = fit(logits, images.labels, values.method, values.rule, values.target)
     settings = {name: values[name].value for name in ("method", "rule", "target")}
-    origin = {"parameters": digest_parameters(run), "split": images.origin["split"]}
+    origin = {"parameters": run.digest, "split": images.origin["split"]}
     calibration = calibration._replace(fitted_on=row_hashes(images.vectors))
     write_calibration(values.workdir, calibration, origin | settings | {"before": before, "after": after})
-    _print(run["class_embeddings"].names, images, calibration, before, after)
+    _print(run.label_names, images, calibration, before, after)
     print(f"\n{Path(values.workdir) / FILE}: `mlclip predict` and `mlclip evaluate` use it from now on")
 
 

@@ -4,34 +4,29 @@ import functools
 
 from absl import flags
 
-from mlclip_jax import methods, metrics
+from mlclip_jax import metrics
 from mlclip_jax.commands.flags import define_checkpoint, define_max_skipped
 from mlclip_jax.comparison import compare, print_comparison
 from mlclip_jax.data.sources import read_lines
 from mlclip_jax.embeddings.labelled import read_images
-from mlclip_jax.runs import (
-    EMBEDDED,
-    load_backbone_for,
-    read_run,
-    with_class_embeddings,
-)
+from mlclip_jax.runs import EMBEDDED, read_run
 
 
 def main(values):
     """mlclip evaluate --workdir=RUN[,RUN...] [--embeddings=FILE | --images=FOLDER] [--labels=FILE] ..."""
     workdirs = [workdir for given in values.workdir for workdir in given.split(",")]
     runs = [read_run(workdir, checkpoint=values.checkpoint) for workdir in workdirs]
-    config = runs[0]["config"]
-    load_backbone = functools.cache(lambda: load_backbone_for(runs[0]))
+    config = runs[0].config
+    load_backbone = functools.cache(lambda: runs[0].with_backbone().backbone)
     if values.classes:
         names = read_lines(values.classes)
-        runs = [with_class_embeddings(run, names, load_backbone()) for run in runs]
+        runs = [run.with_backbone(load_backbone()).with_labels(names) for run in runs]
     source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
     if not (values.embeddings or values.images):  # the images of the run, perhaps with other labels
         source = {**config.evaluation, "labels": values.labels or config.evaluation.labels}
-    local = any("image_local" in methods.find(run["config"].method).reads for run in runs)
-    folder = runs[0]["workdir"] / EMBEDDED
-    class_embeddings, allowed = runs[0]["class_embeddings"], values.max_skipped
+    local = any("image_local" in run.method.reads for run in runs)
+    folder = runs[0].workdir / EMBEDDED
+    class_embeddings, allowed = runs[0].class_embeddings, values.max_skipped
     images = read_images(source, class_embeddings, load_backbone, folder, local=local, max_skipped=allowed)
     print_comparison(compare(runs, images, values.bootstrap, values.protocol))
 

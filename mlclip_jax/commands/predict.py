@@ -29,23 +29,23 @@ def main(values):
     """mlclip predict --workdir=RUN --images=FILE_OR_FOLDER --output=FILE.csv [--picture=FILE.png]"""
     _check_outputs(values)
     source = find_images(values.images)
-    predictor = load(values.workdir, backbone=values.backbone, checkpoint=values.checkpoint)
+    run = load(values.workdir, backbone=values.backbone, checkpoint=values.checkpoint)
     if values.classes:
-        predictor = predictor.with_labels(read_lines(values.classes))
+        run = run.with_labels(read_lines(values.classes))
     skipped = Skipped(source.names, Path(f"{values.output}.skipped.jsonl"), values.max_skipped)
-    kept, probabilities = predictor.predict_source(source, skipped, num_workers=values.num_workers)
-    thresholds = predictor.thresholds
+    kept, probabilities = run.predict_source(source, skipped, num_workers=values.num_workers)
+    thresholds = run.thresholds
     if values.threshold is not None:
         thresholds = np.full_like(thresholds, values.threshold)
     names = [source.names[i] for i in kept]
-    write_predictions(values.output, names, probabilities, predictor.label_names, thresholds)
+    write_predictions(values.output, names, probabilities, run.label_names, thresholds)
     skipped.write()
     report(source, skipped)
-    print(f"{len(names)} images, {len(predictor.label_names)} labels: {values.output}")
+    print(f"{len(names)} images, {len(run.label_names)} labels: {values.output}")
     if values.picture:
         images = [_thumbnail(source.read(i)) for i in kept[:DRAWN]]
         draw_predictions(
-            values.picture, images, probabilities[:DRAWN], predictor.label_names, thresholds=thresholds
+            values.picture, images, probabilities[:DRAWN], run.label_names, thresholds=thresholds
         )
         print(f"the first {len(images)} of them, drawn: {values.picture}")
 

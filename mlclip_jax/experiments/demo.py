@@ -21,7 +21,7 @@ from mlclip_jax.experiments.scenes import BACKBONE, COSINE, embedded_scenes, mea
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.report import draw_predictions, markdown_table
-from mlclip_jax.runs import load, read_run, scores_of
+from mlclip_jax.runs import load, read_run
 from mlclip_jax.texts.templates import CLASS_TEMPLATE
 from mlclip_jax.training.train import train
 from mlclip_jax.zero_shot import cosine_scores, modality_gap
@@ -74,12 +74,12 @@ def demo(workdir, num_seeds=1):
             runs.setdefault(method, []).append(read_run(folder))
 
     start = time.monotonic()
-    class_embeddings = next(iter(runs.values()))[0]["class_embeddings"]
+    class_embeddings = next(iter(runs.values()))[0].class_embeddings
     images = _labelled(workdir, "test", split, class_embeddings)
     figures = {COSINE: [score(cosine_scores(images.vectors, class_embeddings.vectors), images)]}
     seconds[COSINE] = [time.monotonic() - start]
     for method, own in runs.items():
-        figures[method] = [score(scores_of(run, images), images) for run in own]
+        figures[method] = [score(run.score(images), images) for run in own]
     other_texts = embed_names(backbone, OTHER_LABELS, CLASS_TEMPLATE)
     other = _labelled(workdir, "other", split, other_texts)
     other_figure = score(cosine_scores(other.vectors, other_texts.vectors), other)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from mlclip_jax import methods
 from mlclip_jax.backbones import load_backbone
 from mlclip_jax.configs import few_shot as recipe
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS
@@ -20,7 +19,7 @@ from mlclip_jax.experiments.scenes import BACKBONE, COSINE, embedded_scenes, mea
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.report import markdown_table
-from mlclip_jax.runs import read_run, scores_of, with_class_embeddings
+from mlclip_jax.runs import read_run
 from mlclip_jax.texts.templates import CLASS_TEMPLATE
 from mlclip_jax.training.train import train
 from mlclip_jax.zero_shot import cosine_scores
@@ -77,10 +76,10 @@ def few_shot(workdir, num_seeds=1, variants=VARIANTS, fractions=FRACTIONS):
         for fraction, (_, rest) in splits.items():
             tested = _rows(scenes, rest)
             runs = [_train(workdir, variant, fraction, seed, paths[fraction]) for seed in range(num_seeds)]
-            cells.append(mean_and_spread([score(scores_of(run, tested), tested) for run in runs]))
-            if fraction == fractions[0] and methods.find(runs[0]["config"].method).open_vocabulary:
-                runs = [with_class_embeddings(run, OTHER_LABELS, backbone) for run in runs]
-                carried = mean_and_spread([score(scores_of(run, other), other) for run in runs])
+            cells.append(mean_and_spread([score(run.score(tested), tested) for run in runs]))
+            if fraction == fractions[0] and runs[0].method.open_vocabulary:
+                runs = [run.with_backbone(backbone).with_labels(OTHER_LABELS) for run in runs]
+                carried = mean_and_spread([score(run.score(other), other) for run in runs])
         rows.append([method, *cells, carried])
 
     header = ["method", *(f"{100 * f:.0f}/{100 - 100 * f:.0f}" for f in fractions), "other labels"]

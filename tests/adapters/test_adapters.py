@@ -1,11 +1,14 @@
 """What all adapters share: one way in, one way out, by name."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+import mlclip_jax
 from mlclip_jax import InputError, methods
 from mlclip_jax.nnx_boundary import merge_module, split_trainable
 
@@ -123,3 +126,13 @@ def test_names_that_there_are_not_get_the_nearest():
         InputError, match=r"MLD has no setting 'head' \(did you mean .*\?\); it has features, read"
     ):
         methods.find({"name": "mld", "head": 5})
+
+
+def test_no_other_file_names_a_method():
+    """Its own, the table and its recipe do; what is for any method must not know one."""
+    package = Path(mlclip_jax.__file__).parent
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).parts[0]
+        if room not in ("methods.py", "experiments"):
+            for name in methods.METHODS:
+                assert f'"{name}"' not in path.read_text(), (path, name)

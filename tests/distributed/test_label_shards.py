@@ -120,7 +120,7 @@ def test_a_run_may_be_split_otherwise_when_it_goes_on(world, tmp_path, capsys):
     parameters = train(small_config(world, 1, evaluate_every=20), tmp_path / "run")
     for ours, theirs in zip(*map(jax.tree.leaves, (parameters, expected))):
         assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
-    assert read_run(tmp_path / "run")["step"] == 60
+    assert read_run(tmp_path / "run").step == 60
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ def undisturbed(world):
 def assert_ended_as(workdir, expected, num_processes):
     steps, every = (SETTINGS[num_processes][f"train__{key}"] for key in ("steps", "checkpoint_every"))
     ours, theirs = read_run(workdir), read_run(expected)
-    assert ours["step"] == theirs["step"] == steps
-    jax.tree.map(np.testing.assert_array_equal, ours["parameters"], theirs["parameters"])
+    assert ours.step == theirs.step == steps
+    jax.tree.map(np.testing.assert_array_equal, ours.parameters, theirs.parameters)
     log = workdir / "metrics.jsonl"
     assert log.read_text() == (expected / "metrics.jsonl").read_text()
     logged = [json.loads(line)["step"] for line in log.read_text().splitlines()]

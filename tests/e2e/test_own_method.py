@@ -53,7 +53,7 @@ def run(world):
 
 
 def parameters_of(workdir):
-    return jax.tree.leaves(read_run(workdir)["parameters"])
+    return jax.tree.leaves(read_run(workdir).parameters)
 
 
 def test_it_trains_the_same_under_pmap(world, run, tmp_path):

@@ -120,7 +120,7 @@ def test_told_to_stop_all_save_the_same_step_and_go_on_from_it(world, together, 
     for output in outputs:
         assert f"mlclip train: stopped on request; saved step {step} of 200 in" in output.splitlines()[-1]
     assert f"resuming from step {step}" in finish_together(arguments, 2, num_devices=2)[0]
-    ours, expected = (read_run(workdir)["parameters"] for workdir in (tmp_path, undisturbed))
+    ours, expected = (read_run(workdir).parameters for workdir in (tmp_path, undisturbed))
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
     assert log_of(tmp_path) == log_of(undisturbed)
 

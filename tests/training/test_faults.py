@@ -221,7 +221,7 @@ class TestCheckpoints:
     def test_reading_a_run_leaves_a_damaged_one_where_it_is(self, whole, tmp_path):
         shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
         shutil.rmtree(tmp_path / "checkpoints/60/parameters")
-        assert read_run(tmp_path)["step"] == 40
+        assert read_run(tmp_path).step == 40
         assert (tmp_path / "checkpoints/60").is_dir()
 
     def test_the_best_is_kept_and_can_be_asked_for(self, world, tmp_path, capsys):
@@ -234,8 +234,8 @@ class TestCheckpoints:
         kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
         assert kept == {best, 180, 200}
         assert best < 180, "the test needs a run that gets worse"
-        assert read_run(tmp_path, checkpoint="best")["step"] == best
-        assert read_run(tmp_path)["step"] == 200
+        assert read_run(tmp_path, checkpoint="best").step == best
+        assert read_run(tmp_path).step == 200
         images = f"--embeddings={world / 'images.npz'}"
         assert main(["evaluate", f"--workdir={tmp_path}", "--checkpoint=best", images]) == 0
         evaluation = json.loads((tmp_path / "evaluation.json").read_text())
@@ -304,9 +304,7 @@ class TestStop:
             for name in ("stopped", "undisturbed")
         ]
         assert f"resuming from step {step} of 400" in outputs[0][0]
-        stopped, undisturbed = (
-            read_run(tmp_path / name)["parameters"] for name in ("stopped", "undisturbed")
-        )
+        stopped, undisturbed = (read_run(tmp_path / name).parameters for name in ("stopped", "undisturbed"))
         assert_equal(stopped, undisturbed)
         logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("stopped", "undisturbed")]
         assert logs[0] == logs[1]

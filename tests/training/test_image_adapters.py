@@ -22,7 +22,7 @@ from mlclip_jax.configs import ml_decoder, mmm_clip
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import read_embeddings
 from mlclip_jax.experiments import few_shot
-from mlclip_jax.runs import read_run, scores_of
+from mlclip_jax.runs import read_run
 from mlclip_jax.training.loop import run_conditions
 from mlclip_jax.training.train import train
 
@@ -116,12 +116,12 @@ def test_every_adapter_trains(folder, trained, case, mode):
     written = json.loads((workdir / "evaluation.json").read_text())
     scored = read_images(
         {"embeddings": folder / "test.npz", "labels": folder / "test.csv"},
-        run["class_embeddings"],
+        run.class_embeddings,
         None,
         None,
         local=True,
     )
-    figures = figures_of(run, np.asarray(scores_of(run, scored)), scored.labels)
+    figures = figures_of(run, np.asarray(run.score(scored)), scored.labels)
     assert figures == pytest.approx(written["raw"])
 
 
@@ -272,9 +272,9 @@ def test_what_is_drawn_is_kept_with_the_run(trained, tmp_path):
     shutil.copytree(trained("ml_decoder_local")[0], tmp_path, dirs_exist_ok=True)
     kept = np.load(tmp_path / "random_buffers.npz")["queries"]
     run = read_run(tmp_path)
-    np.testing.assert_array_equal(run["frozen"]["queries"], kept)
+    np.testing.assert_array_equal(run.frozen["queries"], kept)
     np.savez(tmp_path / "random_buffers.npz", queries=kept + 1)
-    np.testing.assert_array_equal(read_run(tmp_path)["frozen"]["queries"], kept + 1)
+    np.testing.assert_array_equal(read_run(tmp_path).frozen["queries"], kept + 1)
 
 
 def test_a_folder_of_images_gives_the_same_run(folder, trained, tmp_path):
@@ -336,7 +336,7 @@ def test_other_labels_from_the_shell(folder, trained, tmp_path, capsys):
     before = json.loads((mld / "evaluation.json").read_text())
     assert before["protocol"]["classes"] == "4 of 4 have a positive and are counted"
     assert main(["evaluate", f"--workdir={fc}", *evaluate_flags]) == 2
-    assert "holds FC, which knows no labels but those it was trained on; MLD does" in capsys.readouterr().err
+    assert "holds FC, which knows no labels but those it was trained on; MLD and " in capsys.readouterr().err
     with pytest.raises(InputError, match="which knows no labels but those it was trained on"):
         mlclip_jax.load(fc).with_labels(["kite"])
 
@@ -385,7 +385,7 @@ def test_few_shot_makes_its_table(tmp_path, monkeypatch):
     assert "| method | 70/30 | other labels |" in table
     assert "Trained on 28 of 40 scenes" in table
     # A second seed is added to what is there.
-    first = read_run(tmp_path / "fc-70-seed0")["parameters"]
+    first = read_run(tmp_path / "fc-70-seed0").parameters
     again = few_shot.few_shot(tmp_path, 2, {"fc": "FC"}, (0.7,))
     assert "±" in again[1][1]
-    jax.tree.map(np.testing.assert_array_equal, read_run(tmp_path / "fc-70-seed0")["parameters"], first)
+    jax.tree.map(np.testing.assert_array_equal, read_run(tmp_path / "fc-70-seed0").parameters, first)

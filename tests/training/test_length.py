@@ -52,9 +52,9 @@ def test_the_best_checkpoint_is_the_best_by_what_was_asked(world, tmp_path, best
     measured = evaluations_of(tmp_path, name)
     assert len(measured) == 20
     best = best_of(measured, key=measured.get)
-    assert read_run(tmp_path, checkpoint="best")["step"] == best
+    assert read_run(tmp_path, checkpoint="best").step == best
     assert best < 200
-    assert read_run(tmp_path)["step"] == 200
+    assert read_run(tmp_path).step == 200
 
 
 def test_a_run_without_a_better_evaluation_ends(world, tmp_path):
@@ -65,15 +65,15 @@ def test_a_run_without_a_better_evaluation_ends(world, tmp_path):
     last, best = max(measured), max(measured, key=measured.get)
     assert last == best + 30 < 2_000
     run = read_run(tmp_path / "whole")
-    assert run["finished"]
-    assert run["step"] == last
+    assert run.finished
+    assert run.step == last
     # Started again, it does nothing more.
     again = train(config, tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, again, ended)
     # Stopped before, it ends at the same step.
     with stopped_after(best + 10):
         train(config, tmp_path / "parts")
-    assert not read_run(tmp_path / "parts")["finished"]
+    assert not read_run(tmp_path / "parts").finished
     jax.tree.map(np.testing.assert_array_equal, train(config, tmp_path / "parts"), ended)
     logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
     assert logs[0] == logs[1]
@@ -85,5 +85,5 @@ def test_epochs_are_steps_of_the_examples(world, tmp_path):
         train(config, tmp_path)
     train(config, tmp_path)
     run = read_run(tmp_path)
-    assert run["step"] == run["config"].train.steps == 75  # 2 x 300 / 8
-    assert run["finished"]
+    assert run.step == run.config.train.steps == 75  # 2 x 300 / 8
+    assert run.finished

@@ -69,7 +69,7 @@ def test_streamed_or_on_the_device_it_is_the_same_run(folder, tmp_path, monkeypa
     logs = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("on_device", "streamed")]
     for one, other in zip(*(map(json.loads, log) for log in logs), strict=True):
         assert one == pytest.approx(other, rel=1e-5)
-    assert read_run(tmp_path / "streamed")["class_embeddings"].names == LABELS
+    assert read_run(tmp_path / "streamed").class_embeddings.names == LABELS
 
 
 def test_one_command_embeds_trains_and_scores(folder, tmp_path, capsys):
