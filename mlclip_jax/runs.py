@@ -206,8 +206,8 @@ class Run:
         images = Embeddings(encoded.embeddings, local=encoded.local) if local else Embeddings(encoded)
         return self.probabilities(self.score(images))
 
-    def predict_source(self, source, skipped, *, num_workers=0):
-        """The same for a `Source` of any size: images are read and decoded while others are computed.
+    def score_source(self, source, skipped, *, num_workers=0):
+        """Logits of a `Source` of any size: images are read and decoded while others are computed.
 
         Args:
           source: a `Source`.
@@ -215,21 +215,21 @@ class Run:
           num_workers: see `pipeline.read_batches`.
 
         Returns:
-          The indices of the n images that could be read, and their probabilities, float32 `(n, K)`.
+          The indices of the n images that could be read, and their logits, float32 `(n, K)`.
         """
         local, backbone = "image_local" in self.method.reads, self.with_backbone().backbone
         batches = encode_source(
             backbone, source, range(len(source)), skipped, local=local, num_workers=num_workers
         )
-        kept, probabilities = [], []
+        kept, logits = [], []
         with progress_bar(len(source), "labelling", "images") as bar:
             for indices, (vectors, *rest) in batches:
                 images = Embeddings(vectors, local=rest[0] if local else None)
                 there = indices >= 0
                 kept.append(indices[there])
-                probabilities.append(self.probabilities(self.score(images))[there])
+                logits.append(np.asarray(self.score(images))[there])
                 bar.update(int(there.sum()))
-        return np.concatenate(kept), np.concatenate(probabilities)
+        return np.concatenate(kept), np.concatenate(logits)
 
     def with_backbone(self, backbone=None):
         """This run with the backbone that it was trained on, or another that has the same weights.

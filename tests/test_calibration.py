@@ -18,6 +18,7 @@ from mlclip_jax.calibration import METHODS, RULES, apply, cross_validated, fit
 from mlclip_jax.cli import main
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.runs import read_run
+from mlclip_jax.scores import read_scores, write_scores
 
 GENERATOR = np.random.default_rng(0)
 NUMBER, CLASSES = 400, 4
@@ -203,6 +204,34 @@ def run(tmp_path_factory):
 
 def calibrate(run, *flags):
     return main(["calibrate", f"--workdir={run / 'run'}", f"--embeddings={run / 'images.npz'}", *flags])
+
+
+def test_scores_calibrate_as_the_embeddings_do_that_they_are_of(run, tmp_path, capsys):
+    assert calibrate(run) == 0
+    expected = read_run(run / "run").calibration
+    assert main(["evaluate", f"--workdir={run / 'run'}", "--bootstrap=1"]) == 0  # which leaves scores.npz
+    scores = read_scores(run / "run/scores.npz")
+    shuffled = [2, 0, 1, 5, 4, 3]
+    write_scores(
+        tmp_path / "x.npz",
+        scores._replace(
+            scores=scores.scores[:, shuffled],
+            labels=scores.labels[:, shuffled],
+            label_names=tuple(scores.label_names[k] for k in shuffled),
+        ),
+    )
+    command = ["calibrate", f"--workdir={run / 'run'}", f"--scores={tmp_path / 'x.npz'}"]
+    assert main(command) == 0
+    assert f"200 images, {tmp_path / 'x.npz'}; percent" in capsys.readouterr().out
+    ours = read_run(run / "run").calibration
+    for name in ("slopes", "intercepts", "thresholds"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(expected, name), rtol=1e-5, atol=1e-6)
+    assert main([*command, f"--embeddings={run / 'images.npz'}"]) == 2
+    assert "give either --scores=FILE, --embeddings=FILE or --images=FOLDER" in capsys.readouterr().err
+    write_scores(tmp_path / "y.npz", scores._replace(label_names=tuple("abcdef")))
+    assert main([*command[:2], f"--scores={tmp_path / 'y.npz'}"]) == 2
+    assert "scores other labels than those of" in capsys.readouterr().err
+    (run / "run/calibration.npz").unlink()
 
 
 def test_the_command_tells_what_it_gained_and_evaluate_uses_it(run, capsys):

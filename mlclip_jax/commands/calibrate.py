@@ -20,6 +20,7 @@ from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.errors import InputError
 from mlclip_jax.report import markdown_table
 from mlclip_jax.runs import EMBEDDED, read_run, row_hashes
+from mlclip_jax.scores import read_together
 
 
 def main(values):
@@ -29,15 +30,29 @@ def main(values):
     if values.target == 0:
         raise InputError("--target=0 is reached by everything; give a precision or recall above it")
     run = read_run(values.workdir, calibrated=False, checkpoint=values.checkpoint)
-    source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
-    local = "image_local" in run.method.reads
+    read = _read_scores if values.scores else _score_images
+    logits, labels, split, fitted_on = read(values, run)
+    if len(logits) < 2:
+        raise InputError(f"{split} holds one image; a calibration needs many")
+    before, after = cross_validated(logits, labels, values.method, values.rule, values.target)
+    calibration = fit(logits, labels, values.method, values.rule, values.target)
+    settings = {name: values[name].value for name in ("method", "rule", "target")}
+    origin = {"parameters": run.digest, "split": split}
+    calibration = calibration._replace(fitted_on=fitted_on)
+    write_calibration(values.workdir, calibration, origin | settings | {"before": before, "after": after})
+    _print(run.label_names, split, labels, calibration, before, after)
+    print(f"\n{Path(values.workdir) / FILE}: `mlclip predict` and `mlclip evaluate` use it from now on")
+
+
+def _score_images(values, run):
+    """Logits of held-out images, labels, both (N, K), where they come from, and hashes of the embeddings."""
     images = read_images(
-        source,
+        {"embeddings": values.embeddings, "images": values.images, "labels": values.labels},
         run.class_embeddings,
         lambda: run.with_backbone().backbone,
         run.workdir / EMBEDDED,
         purpose="calibrate on",
-        local=local,
+        local="image_local" in run.method.reads,
         max_skipped=values.max_skipped,
     )
     seen = run.count_trained_on(images)
@@ -46,29 +61,32 @@ def main(values):
             f"{seen} of the {len(images.vectors)} images were trained on, where every probability looks "
             "right; calibrate on others"
         )
-    if len(images.vectors) < 2:
-        raise InputError(f"{images.origin['split']} holds one image; a calibration needs many")
     logits = np.asarray(run.score(images))
-    before, after = cross_validated(logits, images.labels, values.method, values.rule, values.target)
-    calibration = fit(logits, images.labels, values.method, values.rule, values.target)
-    settings = {name: values[name].value for name in ("method", "rule", "target")}
-    origin = {"parameters": run.digest, "split": images.origin["split"]}
-    calibration = calibration._replace(fitted_on=row_hashes(images.vectors))
-    write_calibration(values.workdir, calibration, origin | settings | {"before": before, "after": after})
-    _print(run.label_names, images, calibration, before, after)
-    print(f"\n{Path(values.workdir) / FILE}: `mlclip predict` and `mlclip evaluate` use it from now on")
+    return logits, images.labels, images.origin["split"], row_hashes(images.vectors)
 
 
-def _print(label_names, images, calibration, before, after):
+def _read_scores(values, run):
+    """The same from a file of the run's logits; which embeddings they are of is not known."""
+    if values.embeddings or values.images:
+        raise InputError("give either --scores=FILE, --embeddings=FILE or --images=FOLDER")
+    [scores], labels = read_together([values.scores], values.labels)
+    if sorted(scores.label_names) != sorted(run.label_names):
+        raise InputError(f"{values.scores} scores other labels than those of {values.workdir}")
+    columns = [scores.label_names.index(name) for name in run.label_names]
+    logits = scores.scores[:, columns].astype(np.float32)
+    return logits, labels[:, columns], str(values.scores), np.empty(0, np.uint64)
+
+
+def _print(label_names, split, labels, calibration, before, after):
     names = list(before)
     rows = [
         [when, *(f"{100 * figures[name]:.1f}" for name in names)]
         for when, figures in (("plain sigmoid, threshold 0.5", before), ("calibrated", after))
     ]
-    folds = min(FOLDS, len(images.vectors))
-    print(f"{len(images.vectors)} images, {images.origin['split']}; percent; calibrated: over {folds} folds")
+    folds = min(FOLDS, len(labels))
+    print(f"{len(labels)} images, {split}; percent; calibrated: over {folds} folds")
     print(f"\n{markdown_table(['', *names], rows)}")
-    left_alone = [name for name, fits in zip(label_names, fittable(images.labels)) if not fits]
+    left_alone = [name for name, fits in zip(label_names, fittable(labels)) if not fits]
     flat = [name for name, slope in zip(label_names, calibration.slopes) if slope == 0]
     never = [name for name, t in zip(label_names, calibration.thresholds) if np.isinf(t)]
     for listed, what in (
@@ -87,6 +105,9 @@ def define_flags(values, _):
         "embeddings", None, "embeddings of held-out images, a file or a folder", flag_values=values
     )
     flags.DEFINE_string("images", None, "or a folder or dataset of held-out images", flag_values=values)
+    flags.DEFINE_string(
+        "scores", None, "or a file of this run's scores of them (predict --scores)", flag_values=values
+    )
     flags.DEFINE_string("labels", None, "table of their labels", flag_values=values)
     flags.DEFINE_enum("method", "platt", list(METHODS), "how probabilities are fitted", flag_values=values)
     flags.DEFINE_enum("rule", "f1", list(RULES), "how thresholds are chosen", flag_values=values)

@@ -1,19 +1,35 @@
 """Scores trained adapters against plain cosine: `mlclip evaluate --workdir=RUN[,RUN...]`."""
 
 import functools
+from pathlib import Path
 
 from absl import flags
 
 from mlclip_jax import metrics
 from mlclip_jax.commands.flags import define_checkpoint, define_max_skipped
-from mlclip_jax.comparison import compare, print_comparison
+from mlclip_jax.comparison import print_comparison
 from mlclip_jax.data.sources import read_lines
 from mlclip_jax.embeddings.labelled import read_images
+from mlclip_jax.errors import InputError
+from mlclip_jax.evaluation import evaluate, evaluate_scores
 from mlclip_jax.runs import EMBEDDED, read_run
+from mlclip_jax.scores import read_together
 
 
 def main(values):
     """mlclip evaluate --workdir=RUN[,RUN...] [--embeddings=FILE | --images=FOLDER] [--labels=FILE] ..."""
+    if bool(values.workdir) == bool(values.scores):
+        raise InputError("give either --workdir=RUN[,RUN...] or --scores=FILE[,FILE...]")
+    if values.scores:
+        if values.embeddings or values.images or values.classes:
+            raise InputError("--scores are about images and labels of their own: leave out those of runs")
+        paths = [path for given in values.scores for path in given.split(",")]
+        known, labels = read_together(paths, values.labels)
+        names = [Path(path).stem for path in paths]
+        if len(set(names)) < len(names):
+            names = paths
+        print_comparison(*evaluate_scores(known, labels, names, values.bootstrap, values.protocol))
+        return
     workdirs = [workdir for given in values.workdir for workdir in given.split(",")]
     runs = [read_run(workdir, checkpoint=values.checkpoint) for workdir in workdirs]
     config = runs[0].config
@@ -28,11 +44,17 @@ def main(values):
     folder = runs[0].workdir / EMBEDDED
     class_embeddings, allowed = runs[0].class_embeddings, values.max_skipped
     images = read_images(source, class_embeddings, load_backbone, folder, local=local, max_skipped=allowed)
-    print_comparison(compare(runs, images, values.bootstrap, values.protocol))
+    print_comparison(*evaluate(runs, images, values.bootstrap, values.protocol))
 
 
 def define_flags(values, _):
     flags.DEFINE_multi_string("workdir", None, "folders of runs, separated by commas", flag_values=values)
+    flags.DEFINE_multi_string(
+        "scores",
+        None,
+        "or files of scores (scores.npz), of any program, separated by commas",
+        flag_values=values,
+    )
     flags.DEFINE_string("embeddings", None, "embeddings of images, a file or a folder", flag_values=values)
     flags.DEFINE_string("images", None, "or a folder of images, or a dataset", flag_values=values)
     flags.DEFINE_string("labels", None, "table of their labels", flag_values=values)
@@ -46,4 +68,3 @@ def define_flags(values, _):
     flags.DEFINE_enum("protocol", "ap", list(metrics.PROTOCOLS), "of average precision", flag_values=values)
     flags.DEFINE_integer("bootstrap", 1000, "resamples of the intervals", lower_bound=1, flag_values=values)
     define_max_skipped(values)
-    flags.mark_flag_as_required("workdir", values)

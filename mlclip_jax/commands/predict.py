@@ -17,9 +17,8 @@ from mlclip_jax.embeddings.embed import report
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.report import draw_predictions
-from mlclip_jax.runs import (
-    load,
-)
+from mlclip_jax.runs import load
+from mlclip_jax.scores import Scores, write_scores
 
 DRAWN = 48  # images in a picture, at most
 FORMATS = (".csv", ".jsonl")
@@ -33,12 +32,16 @@ def main(values):
     if values.classes:
         run = run.with_labels(read_lines(values.classes))
     skipped = Skipped(source.names, Path(f"{values.output}.skipped.jsonl"), values.max_skipped)
-    kept, probabilities = run.predict_source(source, skipped, num_workers=values.num_workers)
+    kept, logits = run.score_source(source, skipped, num_workers=values.num_workers)
+    probabilities = run.probabilities(logits)
     thresholds = run.thresholds
     if values.threshold is not None:
         thresholds = np.full_like(thresholds, values.threshold)
     names = [source.names[i] for i in kept]
     write_predictions(values.output, names, probabilities, run.label_names, thresholds)
+    if values.scores:
+        origin = f"{run.method.title}, {source.title}"
+        write_scores(values.scores, Scores(logits, tuple(run.label_names), tuple(names), None, origin))
     skipped.write()
     report(source, skipped)
     print(f"{len(names)} images, {len(run.label_names)} labels: {values.output}")
@@ -107,7 +110,9 @@ def _check_outputs(values):
         raise InputError(f"cannot write {values.output}: its name must end in {' or '.join(FORMATS)}")
     if values.picture and Path(values.picture).suffix != ".png":
         raise InputError(f"cannot draw {values.picture}: its name must end in .png")
-    for path in filter(None, (values.output, values.picture)):
+    if values.scores and Path(values.scores).suffix != ".npz":
+        raise InputError(f"cannot write scores to {values.scores}: its name must end in .npz")
+    for path in filter(None, (values.output, values.picture, values.scores)):
         make_folder(Path(path).parent)
 
 
@@ -127,6 +132,9 @@ def define_flags(values, _):
         flag_values=values,
     )
     flags.DEFINE_string("output", None, ".csv or .jsonl file to write", flag_values=values)
+    flags.DEFINE_string(
+        "scores", None, ".npz file to write the logits to, for evaluate and calibrate", flag_values=values
+    )
     flags.DEFINE_string("picture", None, f".png to draw the first {DRAWN} images in", flag_values=values)
     flags.DEFINE_float(
         "threshold",

@@ -225,7 +225,7 @@ def read_embeddings(path):
     )
 
 
-def read_arrays(path):
+def read_arrays(path, what="embeddings"):
     """The arrays of an `.npz` by name, or that of an `.npy` under the first of `ARRAY_NAMES`.
 
     Raises:
@@ -238,7 +238,7 @@ def read_arrays(path):
                 return {ARRAY_NAMES["vectors"][0]: loaded}
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
-        raise InputError(f"no such file of embeddings: {path}") from None
+        raise InputError(f"no such file of {what}: {path}") from None
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"cannot read {path} as .npy or .npz: {error}") from error
     except ValueError as error:

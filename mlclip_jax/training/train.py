@@ -16,7 +16,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mlclip_jax import calibration, methods, perturbation, recipes
-from mlclip_jax.comparison import compare, print_comparison
+from mlclip_jax.comparison import print_comparison
 from mlclip_jax.data.pipeline import batch_indices
 from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.processes import (
@@ -38,6 +38,7 @@ from mlclip_jax.distributed.sharding import (
 from mlclip_jax.embeddings.labelled import digest
 from mlclip_jax.embeddings.store import write_embeddings
 from mlclip_jax.errors import InputError
+from mlclip_jax.evaluation import evaluate
 from mlclip_jax.files import make_folder
 from mlclip_jax.losses import LOSSES, RANGES, UNCALIBRATED, constants
 from mlclip_jax.metrics import decision_figures, mean_average_precision
@@ -184,7 +185,7 @@ def train(config, workdir):
     labels = f"{len(class_embeddings.names)} labels"
     print(f"{workdir}: trained {config.train.steps} steps on {learnt_from} about {labels}")
     if images is not None:
-        print_comparison(compare([read_run(workdir)], images))
+        print_comparison(*evaluate([read_run(workdir)], images))
     return state["parameters"]
 
 

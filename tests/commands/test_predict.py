@@ -14,6 +14,7 @@ from mlclip_jax import InputError
 from mlclip_jax.cli import main
 from mlclip_jax.configs import demo
 from mlclip_jax.data.scenes import LABELS, Scenes, write_scenes
+from mlclip_jax.scores import read_scores
 from mlclip_jax.training.train import train
 
 
@@ -67,6 +68,17 @@ def test_csv_and_json_lines_say_what_python_says(run, scenes, tmp_path, capsys):
         present = [name for name, p in zip(LABELS, probabilities) if p >= 0.3]
         assert row["labels"].split("|") == (present or [""])
         assert line["labels"] == present
+
+
+def test_scores_are_written_as_a_file(run, scenes, tmp_path):
+    files = sorted((scenes / "images").iterdir())
+    arguments = ["predict", f"--workdir={run}", f"--images={scenes / 'images'}", f"--output={tmp_path}/x.csv"]
+    assert main([*arguments, f"--scores={tmp_path / 'x.npz'}"]) == 0
+    scores = read_scores(tmp_path / "x.npz")
+    assert scores.names == tuple(map(str, files))
+    assert scores.label_names == LABELS
+    loaded = mlclip_jax.load(run)
+    np.testing.assert_allclose(loaded.probabilities(scores.scores), loaded.predict(files), atol=1e-6)
 
 
 def test_files_and_folders_and_a_picture(run, scenes, tmp_path, capsys):

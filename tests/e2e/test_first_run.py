@@ -10,9 +10,9 @@ from tiny_clip import VIT_B_32, read_merges, write_clip
 from tiny_models import RN50, case_weights, write_settings, write_weights
 
 from mlclip_jax.cli import main
-from mlclip_jax.comparison import compare
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import read_embeddings
+from mlclip_jax.evaluation import evaluate
 from mlclip_jax.runs import read_run
 
 pytestmark = needs_real_data
@@ -41,9 +41,9 @@ def run(tmp_path_factory):
 def rows_of(run):
     runs = [read_run(run)]
     images = read_images({"embeddings": EMBEDDINGS}, runs[0].class_embeddings, None, None)
-    comparison = compare(runs, images, num_samples=200)
-    assert comparison["protocol"]["classes"].startswith("63 of 80 ")
-    return {(row["method"], row["scoring"]): row for row in comparison["rows"]}
+    described, compared = evaluate(runs, images, num_samples=200)
+    assert described["classes"].startswith("63 of 80 ")
+    return {(row["method"], row["scoring"]): row for row in compared}
 
 
 def test_trained_on_texts_it_ranks_photographs_better_than_cosine(run):

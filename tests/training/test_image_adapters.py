@@ -17,10 +17,10 @@ from tiny_clip import config_with, write_clip
 import mlclip_jax
 from mlclip_jax import InputError, methods
 from mlclip_jax.cli import main
-from mlclip_jax.comparison import figures_of
 from mlclip_jax.configs import ml_decoder, mmm_clip
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import read_embeddings
+from mlclip_jax.evaluation import figures_of
 from mlclip_jax.experiments import few_shot
 from mlclip_jax.runs import read_run
 from mlclip_jax.training.loop import run_conditions

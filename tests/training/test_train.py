@@ -18,12 +18,13 @@ from tiny_clip import config_with, write_clip
 from mlclip_jax import InputError
 from mlclip_jax.adapters.tai import TaIAdapter
 from mlclip_jax.cli import main
-from mlclip_jax.comparison import SCORINGS, _difference, _rows, compare, print_comparison
+from mlclip_jax.comparison import SCORINGS, _difference, compare, print_comparison
 from mlclip_jax.configs import tai
 from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.sharding import make_mesh, replicated
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import read_embeddings
+from mlclip_jax.evaluation import evaluate
 from mlclip_jax.files import locked
 from mlclip_jax.losses import binary_cross_entropy
 from mlclip_jax.nnx_boundary import merge_module, split_trainable
@@ -236,13 +237,13 @@ def test_evaluate_compares_methods_over_seeds(world, tmp_path, capsys):
             train(small_config(world, seed=seed, perturbation__radius=radius), runs[-1])
     runs = [read_run(run) for run in runs]
     scored = read_scored(world, runs)
-    comparison = compare(runs, scored, num_samples=50)
-    rows = {(row["method"], row["scoring"]): row for row in comparison["rows"]}
+    described, compared = evaluate(runs, scored, num_samples=50)
+    rows = {(row["method"], row["scoring"]): row for row in compared}
     none, some = "TaI-Adapter, radius=0.0", "TaI-Adapter, radius=3.0"
     assert {method for method, _ in rows} == {"cosine zero-shot", none, some}
     row = rows[some, "raw"]
     assert row["seeds"] == 2
-    singles = [compare([run], scored, 1)["rows"][1]["mAP"] for run in runs[2:]]
+    singles = [evaluate([run], scored, 1)[1][1]["mAP"] for run in runs[2:]]
     assert row["mAP"] == pytest.approx(np.mean(singles))
     assert row["spread"] == pytest.approx(np.std(singles, ddof=1))
     assert row["over_cosine"][0] == pytest.approx(row["mAP"] - rows["cosine zero-shot", "raw"]["mAP"])
@@ -250,12 +251,11 @@ def test_evaluate_compares_methods_over_seeds(world, tmp_path, capsys):
     difference, lower, upper = row["over_first"]
     assert lower < difference < upper
     # Of a method and itself there is no difference in any resample: they are drawn in pairs.
-    cosine = comparison["rows"][0]
-    assert cosine["over_cosine"] is None
-    scores = {"cosine": [np.asarray(scored.vectors[:, :6])], "itself": [np.asarray(scored.vectors[:, :6])]}
-    for twin in _rows(scores, scored.labels, 50)[1::2]:
+    assert compared[0]["over_cosine"] is None
+    scores = np.asarray(scored.vectors[:, :6])
+    for twin in compare({"itself": scores}, scored.labels, cosine=scores, num_samples=50)[1::2]:
         assert twin["over_cosine"] == [0, 0, 0]
-    print_comparison(comparison)
+    print_comparison(described, compared)
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 3 * 3
     assert len({line.count("|") for line in table}) == 1
@@ -268,8 +268,8 @@ def test_runs_on_different_texts_are_not_compared(world, tmp_path):
     for name, place in (("a", world), ("b", other)):
         train(small_config(place, train__steps=1), tmp_path / name)
     runs = [read_run(tmp_path / name) for name in ("a", "b")]
-    with pytest.raises(InputError, match="were trained on different class texts"):
-        compare(runs, read_scored(world, runs))
+    with pytest.raises(InputError, match="were trained on different class embeddings"):
+        evaluate(runs, read_scored(world, runs))
 
 
 def test_unfinished_and_repeated_runs_are_not_compared(world, tmp_path):
@@ -280,9 +280,9 @@ def test_unfinished_and_repeated_runs_are_not_compared(world, tmp_path):
     runs = [read_run(tmp_path / name) for name in ("a", "b", "c")]
     scored = read_scored(world, runs)
     with pytest.raises(InputError, match=r"/a and .*/b are the same run twice"):
-        compare(runs[:2], scored)
+        evaluate(runs[:2], scored)
     with pytest.raises(InputError, match=r"/c stopped at step 20 of 40; start its command again"):
-        compare(runs[::2], scored)
+        evaluate(runs[::2], scored)
 
 
 def test_fused_is_the_mean_of_both_standardised():

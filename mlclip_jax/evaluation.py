@@ -1,0 +1,169 @@
+"""Trained runs on the same images: every metric of each, and all beside plain cosine and one another."""
+
+import json
+
+import numpy as np
+
+from mlclip_jax import metrics, recipes
+from mlclip_jax.comparison import SCORINGS, compare
+from mlclip_jax.distributed.processes import is_first
+from mlclip_jax.embeddings.labelled import backbone_of
+from mlclip_jax.errors import InputError
+from mlclip_jax.files import replacing
+from mlclip_jax.metrics import mean_average_precision
+from mlclip_jax.scores import Scores, write_scores
+from mlclip_jax.training.checkpoints import describe
+from mlclip_jax.zero_shot import cosine_scores
+
+SCORES = "scores.npz"  # in a run's folder, of the images that it was evaluated on last
+
+
+def evaluate(runs, images, num_samples=1000, protocol="ap"):
+    """Scores runs on the same images, and compares them with plain cosine and with one another.
+
+    Runs whose configs differ in nothing but the seed are one method. Each run's own figures and scores are
+    written to `evaluation.json` and `scores.npz` in its folder, unless it has other labels than its own.
+
+    Args:
+      runs: from `read_run`; finished, and trained on the same class embeddings.
+      images: from `read_images`.
+      num_samples, protocol: see `compare`.
+
+    Returns:
+      What the figures mean, a dict of lines; and the rows of `compare`.
+
+    Raises:
+      InputError: the runs do not belong together, or one of them is not finished.
+    """
+    class_embeddings = runs[0].class_embeddings
+    _check(runs)
+    images = images._replace(vectors=np.asarray(images.vectors), labels=np.asarray(images.labels))
+    cosine = np.asarray(cosine_scores(images.vectors, class_embeddings.vectors))
+    described = _describe_protocol(runs, images, num_samples, protocol)
+    methods = {}
+    for run in runs:
+        scores = np.asarray(run.score(images))
+        methods.setdefault(_method_name(run, runs), []).append(scores)
+        if run.own_labels:
+            _write_evaluation(run, scores, cosine, images, described, protocol)
+    how = {"cosine": cosine, "num_samples": num_samples, "protocol": protocol}
+    return described, compare(methods, images.labels, **how)
+
+
+def evaluate_scores(known, labels, names, num_samples=1000, protocol="ap"):
+    """The same for scores from files, without plain cosine, which they do not hold.
+
+    Args:
+      known: from `read_together`, as `labels`.
+      labels: int8 (N, K).
+      names: what to call each.
+      num_samples, protocol: see `compare`.
+    """
+    counted = int(np.any(labels == 1, axis=0).sum())
+    described = {
+        "metric": metrics.PROTOCOLS[protocol],
+        "classes": f"{counted} of {labels.shape[1]} have a positive and are counted",
+        "images": f"{len(labels)}, {known[0].origin or 'not recorded'}",
+        "interval": f"95%, basic paired bootstrap over images, {num_samples} resamples",
+    }
+    methods = {name: scores.scores.astype(np.float32) for name, scores in zip(names, known)}
+    return described, compare(methods, labels, num_samples=num_samples, protocol=protocol)
+
+
+def _check(runs):
+    class_embeddings, trained = runs[0].class_embeddings, {}
+    for run in runs:
+        own = run.class_embeddings.origin
+        if any(own[key] != class_embeddings.origin[key] for key in ("sha256", "labels")):
+            raise InputError(
+                f"{runs[0].workdir} and {run.workdir} were trained on different class embeddings"
+            )
+        if not run.finished and run.checkpoint == "latest":
+            steps = f"step {run.step} of {run.config.train.steps}"
+            raise InputError(f"{run.workdir} stopped at {steps}; start its command again to finish it")
+        twin = trained.setdefault(json.dumps(_settings(run), sort_keys=True), run.workdir)
+        if twin is not run.workdir:
+            raise InputError(f"{twin} and {run.workdir} are the same run twice; leave one out")
+
+
+def figures_of(run, logits, labels):
+    """Every metric of a run's scores, as floats in [0, 1]; mAP in percent, `coverage_error` in labels.
+
+    Decisions and probabilities are those of the run's calibration, where it has one; otherwise a sigmoid, and
+    present from 0.5.
+    """
+    probabilities = run.probabilities(logits)
+    predicted = probabilities >= run.thresholds
+    figures = {p: 100 * mean_average_precision(logits, labels, p)[0] for p in metrics.PROTOCOLS}
+    figures |= metrics.decision_figures(predicted, labels)
+    for metric in (metrics.hamming_loss, metrics.exact_match):
+        figures[metric.__name__] = metric(predicted, labels)
+    for metric in (metrics.label_ranking_average_precision, metrics.coverage_error, metrics.one_error):
+        figures[metric.__name__] = metric(logits, labels)
+    figures["expected_calibration_error"] = metrics.expected_calibration_error(probabilities, labels)
+    calibrated = run.calibration is not None
+    return {"calibrated": calibrated, **{name: float(figure) for name, figure in figures.items()}}
+
+
+def _write_evaluation(run, scores, cosine, images, described, protocol):
+    labels = images.labels
+    ranked = {scoring: rule(scores, cosine) for scoring, rule in SCORINGS.items()}
+    figures = {
+        scoring: 100 * float(mean_average_precision(s, labels, protocol)[0]) for scoring, s in ranked.items()
+    }
+    if not is_first():
+        return
+    content = {
+        "step": run.step,
+        "mAP": figures,
+        "protocol": described,
+        "raw": figures_of(run, scores, labels),
+    }
+    origin = f"{run.method.title}, {images.origin['split']}"
+    known = Scores(scores, run.label_names, images.names and tuple(images.names), labels, origin)
+    write_scores(run.workdir / SCORES, known)
+    with replacing(run.workdir / "evaluation.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _settings(run):
+    """A run's config without what changes nothing of its result."""
+    flat = recipes.flat_config(run.config)
+    return {key: value for key, value in flat.items() if not key.startswith(("evaluation.", "recipe"))}
+
+
+def _method_name(run, runs):
+    """The method, and what sets a run apart from the others of its method, its seed aside."""
+    own = _settings(run)
+    name = own["method.name"]
+    same = [other for other in map(_settings, runs) if other["method.name"] == name]
+    differing = [key for key in own if key != "seed" and len({str(other.get(key)) for other in same}) > 1]
+    title = run.method.title
+    return ", ".join([title, *(f"{key.split('.')[-1]}={own[key]}" for key in differing)])
+
+
+def _describe_protocol(runs, images, num_samples, protocol):
+    class_embeddings = runs[0].class_embeddings
+    counted = int(np.any(images.labels == 1, axis=0).sum())
+    image_size = images.origin.get("image_size")
+    backbone = backbone_of(class_embeddings.origin)
+    template = (class_embeddings.origin.get("backbone") or class_embeddings.origin).get("template")
+    described = {
+        "metric": metrics.PROTOCOLS[protocol],
+        "classes": f"{counted} of {len(class_embeddings.names)} have a positive and are counted",
+        "images": f"{len(images.vectors)}, {images.origin['split']}",
+        "image size": "not recorded" if image_size is None else "x".join(map(str, image_size)),
+        "class texts": f"{template!r}"
+        if template
+        else f"{class_embeddings.origin['name']}, prompt not recorded",
+        "backbone": describe(backbone) if backbone else "not recorded",
+        "interval": f"95%, basic paired bootstrap over images, {num_samples} resamples",
+    }
+    seen = {
+        "trained on": max(run.count_trained_on(images) for run in runs),
+        "calibrated on": max(run.count_calibrated_on(images) for run in runs),
+    }
+    if any(seen.values()):
+        counts = " and ".join(f"{count} were {what}" for what, count in seen.items() if count)
+        described["beware"] = f"of exactly these images {counts}: the figures are too good"
+    return described
