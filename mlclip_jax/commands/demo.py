@@ -1,7 +1,6 @@
 """The main job on the built-in world, from images to a table and a picture: `mlclip demo`."""
 
-from absl import flags
-
+from mlclip_jax.commands.flags import define_experiment
 from mlclip_jax.experiments.demo import demo
 
 
@@ -11,8 +10,4 @@ def main(values):
 
 
 def define_flags(values, _):
-    flags.DEFINE_string("workdir", None, "folder to work in, made if it is missing", flag_values=values)
-    flags.DEFINE_integer(
-        "seeds", 1, "how many times each adapter is trained", lower_bound=1, flag_values=values
-    )
-    flags.mark_flag_as_required("workdir", values)
+    define_experiment(values)

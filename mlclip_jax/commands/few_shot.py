@@ -1,7 +1,6 @@
 """Every image adapter, on few and on many labelled images of the built-in world: `mlclip few_shot`."""
 
-from absl import flags
-
+from mlclip_jax.commands.flags import define_experiment
 from mlclip_jax.experiments.few_shot import few_shot
 
 
@@ -11,8 +10,4 @@ def main(values):
 
 
 def define_flags(values, _):
-    flags.DEFINE_string("workdir", None, "folder to work in, made if it is missing", flag_values=values)
-    flags.DEFINE_integer(
-        "seeds", 1, "how many times each adapter is trained", lower_bound=1, flag_values=values
-    )
-    flags.mark_flag_as_required("workdir", values)
+    define_experiment(values)

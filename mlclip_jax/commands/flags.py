@@ -50,3 +50,11 @@ def define_checkpoint(values):
         "the latest, or the best of those that train.evaluate_every scored on the way",
         flag_values=values,
     )
+
+
+def define_experiment(values):
+    flags.DEFINE_string("workdir", None, "folder to work in, made if it is missing", flag_values=values)
+    flags.DEFINE_integer(
+        "seeds", 1, "how many times each adapter is trained", lower_bound=1, flag_values=values
+    )
+    flags.mark_flag_as_required("workdir", values)

@@ -2,16 +2,19 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from mlclip_jax.distributed.data_parallel import MODES
-from mlclip_jax.distributed.processes import all_or_none, broadcast_from_first
+from mlclip_jax.distributed.processes import all_or_none, broadcast_from_first, check_shared
 from mlclip_jax.distributed.sharding import AXIS, LABEL_AXIS, place, replicated, split_labels, split_rows
 from mlclip_jax.errors import InputError, Preempted
+from mlclip_jax.files import make_folder
 from mlclip_jax.progress import note, progress_bar
 from mlclip_jax.ranges import AT_LEAST_0, one_of
+from mlclip_jax.recipes import check_same_run
 from mlclip_jax.training.checkpoints import METRIC, abstract
 from mlclip_jax.training.interruptions import ending_when_stalled, listening_for_stop
 from mlclip_jax.training.metric_log import Log
@@ -53,6 +56,25 @@ def run_conditions(train, num_devices):
     if can_split and shards > 1:
         conditions["train.parallel"] = (lambda mode: mode == "shard_map", "shard_map to split labels")
     return conditions
+
+
+def open_workdir(workdir, config, may_change):
+    """The folder of a run, as a `Path`, made if it is missing.
+
+    Args:
+      workdir: the folder.
+      config: of the run, which is to begin or to resume there.
+      may_change: see `recipes.check_same_run`.
+
+    Raises:
+      InputError: it cannot be written, holds another run, or is not seen by all processes.
+    """
+    workdir = Path(workdir)
+    with all_or_none():
+        make_folder(workdir)
+        check_same_run(workdir, config, may_change)
+    check_shared(workdir)
+    return workdir
 
 
 def resume(checkpoints, state, train, shardings):

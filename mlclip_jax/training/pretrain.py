@@ -10,7 +10,6 @@ import json
 import math
 import time
 import warnings
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +38,6 @@ from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.processes import (
     all_or_none,
     check_alike,
-    check_shared,
     held_by_this_run,
     is_first,
 )
@@ -54,14 +52,14 @@ from mlclip_jax.distributed.sharding import (
     replicated,
 )
 from mlclip_jax.errors import InputError
-from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.files import replacing
 from mlclip_jax.losses import binary_cross_entropy, contrastive_sum
 from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.nnx_boundary import merge_module, split_module
 from mlclip_jax.progress import note
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
 from mlclip_jax.training.checkpoints import Checkpoints
-from mlclip_jax.training.loop import resume, run_conditions, run_steps
+from mlclip_jax.training.loop import open_workdir, resume, run_conditions, run_steps
 from mlclip_jax.training.optimizers import RANGES, make_optimizer
 from mlclip_jax.training.step import apply_gradients, hyper_of, initial_state
 from mlclip_jax.zero_shot import cosine_scores, modality_gap
@@ -89,11 +87,7 @@ def pretrain(config, workdir):
     """
     _check(config, jax.device_count())
     mesh = make_mesh()
-    workdir = Path(workdir)
-    with all_or_none():
-        make_folder(workdir)
-        recipes.check_same_run(workdir, config, MAY_CHANGE)
-    check_shared(workdir)
+    workdir = open_workdir(workdir, config, MAY_CHANGE)
     note(describe_mesh(mesh, config.train.batch_size))
     with all_or_none():
         source = open_source(config)

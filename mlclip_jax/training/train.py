@@ -7,7 +7,6 @@ resumes from its newest checkpoint, to the result that it would have had undistu
 import copy
 import functools
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,7 +21,6 @@ from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.processes import (
     all_or_none,
     check_alike,
-    check_shared,
     held_by_this_run,
     is_first,
 )
@@ -39,7 +37,6 @@ from mlclip_jax.embeddings.labelled import digest
 from mlclip_jax.embeddings.store import write_embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.evaluation import evaluate
-from mlclip_jax.files import make_folder
 from mlclip_jax.losses import LOSSES, RANGES, UNCALIBRATED, constants
 from mlclip_jax.metrics import decision_figures, mean_average_precision
 from mlclip_jax.nnx_boundary import split_trainable
@@ -56,7 +53,15 @@ from mlclip_jax.runs import (
 from mlclip_jax.training import optimizers
 from mlclip_jax.training.checkpoints import METRIC, Checkpoints
 from mlclip_jax.training.inputs import read_data, suspects
-from mlclip_jax.training.loop import BEST_BY, make_run_chunk, next_boundary, resume, run_conditions, run_steps
+from mlclip_jax.training.loop import (
+    BEST_BY,
+    make_run_chunk,
+    next_boundary,
+    open_workdir,
+    resume,
+    run_conditions,
+    run_steps,
+)
 from mlclip_jax.training.step import (
     _sum_and_count,
     hyper_of,
@@ -86,11 +91,7 @@ def train(config, workdir):
     config = with_loss_constants(config)
     check(config, jax.device_count())
     mesh = make_mesh(label_shards=config.train.label_shards)
-    workdir = Path(workdir)
-    with all_or_none():
-        make_folder(workdir)
-        recipes.check_same_run(workdir, config, MAY_CHANGE)
-    check_shared(workdir)
+    workdir = open_workdir(workdir, config, MAY_CHANGE)
     note(describe_mesh(mesh, config.train.batch_size))
     with all_or_none():
         class_embeddings, examples, images = read_data(config, workdir)
