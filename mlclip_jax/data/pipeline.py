@@ -12,8 +12,8 @@ import numpy as np
 from mlclip_jax.data.images import UnreadableImage
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
+from mlclip_jax.streams import Stream
 
-STREAM, AUGMENTATION = 3, 4  # of the run's seed; see texts/label_sets.py
 MAX_SKIPPED = 0.01  # of all images, by default
 SHOWN = 3  # skipped images in a message
 
@@ -44,7 +44,7 @@ def batch_indices(seed, step, num_examples, batch_size):
 
 @functools.lru_cache(maxsize=2)
 def _permutation(seed, epoch, num_examples):
-    return np.random.default_rng([seed, STREAM, epoch]).permutation(num_examples)
+    return np.random.default_rng([seed, Stream.ORDER, epoch]).permutation(num_examples)
 
 
 def _epoch_order(*which):

@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 
 from mlclip_jax.errors import InputError
-
-STREAM = 1  # one for each use of the run's seed on the host, so that no two draw the same numbers
+from mlclip_jax.streams import Stream
 
 
 def check_label_names(names, where):
@@ -43,7 +42,7 @@ def sample_label_sets(seed, number, num_labels, max_labels):
     Returns:
       int8 `(N, K)`, 1 where a set holds a label. With N < K only the first N labels come alone.
     """
-    generator = np.random.default_rng([seed, STREAM])
+    generator = np.random.default_rng([seed, Stream.LABEL_SETS])
     labels = np.zeros((number, num_labels), np.int8)
     alone = min(number, num_labels)
     labels[np.arange(alone), np.arange(alone)] = 1

@@ -9,6 +9,7 @@ import re
 import numpy as np
 
 from mlclip_jax.errors import InputError
+from mlclip_jax.streams import Stream
 
 TEMPLATES = (
     "a photo of {labels}.",
@@ -30,7 +31,6 @@ TEMPLATES = (
     "a photo of {labels} indoors.",
 )
 
-STREAM = 2  # of the run's seed; see label_sets.py
 
 # Nouns without a plural, hence without an article: what label sets like COCO's and NUS-WIDE's hold of them.
 MASS_NOUNS = frozenset(
@@ -57,7 +57,7 @@ def write_texts(label_sets, label_names, seed, templates=TEMPLATES):
     Returns:
       N strings, such as "there are a dog, an umbrella and skis in the photo."
     """
-    generator = np.random.default_rng([seed, STREAM])
+    generator = np.random.default_rng([seed, Stream.TEXTS])
     texts = []
     for labels in label_sets:
         present = generator.permutation(np.flatnonzero(labels))

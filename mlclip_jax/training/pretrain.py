@@ -26,7 +26,6 @@ from mlclip_jax.data.augmentation import make_augment
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.images import decode_image
 from mlclip_jax.data.pipeline import (
-    AUGMENTATION,
     OnceOrder,
     Skipped,
     TrainingOrder,
@@ -53,12 +52,14 @@ from mlclip_jax.distributed.sharding import (
 )
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
-from mlclip_jax.losses import binary_cross_entropy, contrastive_sum
+from mlclip_jax.losses import binary_cross_entropy
 from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.nnx_boundary import merge_module, split_module
 from mlclip_jax.progress import note
+from mlclip_jax.streams import Stream
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
 from mlclip_jax.training.checkpoints import Checkpoints
+from mlclip_jax.training.contrastive import contrastive_sum
 from mlclip_jax.training.loop import open_workdir, resume, run_conditions, run_steps
 from mlclip_jax.training.optimizers import RANGES, make_optimizer
 from mlclip_jax.training.step import apply_gradients, hyper_of, initial_state
@@ -273,7 +274,7 @@ class Examples:
         """
 
         def prepare(example, position):
-            random = np.random.default_rng([self._seed, AUGMENTATION, position])
+            random = np.random.default_rng([self._seed, Stream.AUGMENTATION, position])
             return self._prepare(example, lambda image: self._augment(random, image, self._size))
 
         size, processes = train.batch_size, (jax.process_index(), jax.process_count())

@@ -24,8 +24,8 @@ from mlclip_jax.data.scenes import Scenes, write_scenes
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.sharding import AXIS, make_mesh, replicated
-from mlclip_jax.losses import contrastive_sum
 from mlclip_jax.nnx_boundary import merge_module, split_module
+from mlclip_jax.training.contrastive import contrastive_sum
 from mlclip_jax.training.optimizers import make_optimizer
 from mlclip_jax.training.pretrain import (
     Examples,
