@@ -12,11 +12,7 @@ from pathlib import Path
 
 import jax
 
-# Their public faces cannot say how entries are written, and by whom.
-from jax._src import compilation_cache as jax_cache
-from jax._src import compiler, distributed
-from jax._src.lru_cache import LRUCache
-
+from mlclip_jax.jax_private import LRUCache, cache, compiler, distributed
 from mlclip_jax.progress import note
 
 MAX_BYTES = 4 << 30  # the oldest entries beyond it are removed
@@ -54,7 +50,7 @@ def enable(*, wanted=True):
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # A run has hundreds of small programs: each far below JAX's one second, together most of its start.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax_cache.get_file_cache = _open
+    cache.get_file_cache = _open
     if "://" not in jax.config.jax_compilation_cache_dir:
         compiler._cache_write = _write_on_every_process
 

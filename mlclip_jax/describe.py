@@ -51,7 +51,7 @@ def describe(source):
     facts = [("images", f"{len(images):,}")]
     distinct = len(set(source.names))
     if len(source) > len(images):
-        facts.append(("examples", f"{len(source):,}, an image and one of its captions each"))
+        facts.append(("pairs", f"{len(source):,}, an image and one of its captions each"))
     elif distinct < len(images):
         facts.append(("names", f"{distinct:,} distinct ones"))
     if source.captions is not None:

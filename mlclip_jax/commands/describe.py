@@ -31,8 +31,8 @@ def main(values):
             path = Path(values.output)
             if len(wanted) > 1:
                 path = path.with_stem(f"{path.stem}_{key.split('.')[0]}")
-            draw_sheet(path, source, values.examples, values.seed)
-            drawn = min(values.examples, len(_images_of(source)))
+            draw_sheet(path, source, values.number, values.seed)
+            drawn = min(values.number, len(_images_of(source)))
             print(f"\n{drawn} of its images, chosen at random, are drawn in {path}")
 
 
@@ -66,5 +66,5 @@ def define_flags(values, argv):
         "labels", None, "table of their labels, in place of those that they have", flag_values=values
     )
     flags.DEFINE_string("output", None, ".png to draw some of the images in", flag_values=values)
-    flags.DEFINE_integer("examples", 24, "images to draw", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("number", 24, "images to draw", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("seed", 0, "of the images that are drawn", lower_bound=0, flag_values=values)

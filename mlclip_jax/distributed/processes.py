@@ -87,21 +87,22 @@ def all_or_none():
     """
     try:
         yield
-    except _Announced:
-        raise
     except Exception as error:
-        if not getattr(error, "announced", False):
+        if not is_announced(error):
             all_processes(False)
-            error.announced = True
+            _announced[:] = [error]
         raise
     if not all_processes(True):
-        raise _Announced("another process failed; its own message says why")
+        _announced[:] = [InputError("another process failed; its own message says why")]
+        raise _announced[0]
 
 
-class _Announced(InputError):
-    """All processes know of this failure already."""
+_announced = []  # the failure that all processes know of, once there is one
 
-    announced = True
+
+def is_announced(error):
+    """Whether all processes know of a failure, and end because of it."""
+    return any(error is known for known in _announced)
 
 
 def check_shared(folder):

@@ -10,10 +10,10 @@ import threading
 import time
 
 import jax
-from jax._src import distributed  # which alone can begin to listen after the start
 from jax.experimental import multihost_utils
 
 from mlclip_jax.errors import Preempted
+from mlclip_jax.jax_private import distributed  # which alone can begin to listen after the start
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ def test_the_captions_of_an_image_count_once():
     lines = describe(source).splitlines()
     assert lines[1:8] == [
         "  images            2",
-        "  examples          4, an image and one of its captions each",
+        "  pairs             4, an image and one of its captions each",
         "  captions          4, of 2.5 words on average",
         "  labels            2",
         "  labels per image  1.00 on average, from 1 to 1",
@@ -220,7 +220,7 @@ def run(*arguments):
 
 def test_the_command_describes_images(folder, capsys):
     labels = f"--labels={folder / 'labels.csv'}"
-    run(f"--images={folder / 'images'}", labels, f"--output={folder}/new/sheet.png", "--examples=3")
+    run(f"--images={folder / 'images'}", labels, f"--output={folder}/new/sheet.png", "--number=3")
     printed = capsys.readouterr().out
     assert printed.startswith(f"{folder / 'images'}\n  images            4\n  labels            3\n")
     assert printed.endswith(f"\n3 of its images, chosen at random, are drawn in {folder}/new/sheet.png\n")
@@ -258,7 +258,7 @@ def test_the_command_describes_what_a_recipe_reads(folder, capsys):
         (["--config=mmm_clip"], "this recipe names no images: give --config.examples.images, --config.eval"),
         (["--config=tai"], "this recipe names no images"),
         (["--images=x", "--output=x.jpg"], "cannot draw 'x.jpg': its name must end in .png"),
-        (["--images=x", "--examples=0"], "--examples"),
+        (["--images=x", "--number=0"], "--number"),
         (["--config=nothing"], "no recipe 'nothing'"),
     ],
 )
