@@ -110,7 +110,8 @@ def _run_command(name, arguments, until_the_end):
         return RESTART
     except InputError as error:
         print(f"mlclip {name}: error: {error}", file=sys.stderr, flush=True)
-        if "mlclip_jax.distributed.processes" in sys.modules and _is_announced(error):  # so all end
+        processes = sys.modules.get("mlclip_jax.distributed.processes")
+        if processes and processes.is_announced(error):  # so all end
             _leave_processes()
         return 2
     except BrokenPipeError:  # what reads the output has seen enough, as `head` does
@@ -120,12 +121,6 @@ def _run_command(name, arguments, until_the_end):
         print(f"mlclip {name}: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def _is_announced(error):
-    from mlclip_jax.distributed.processes import is_announced
-
-    return is_announced(error)
 
 
 def _leave_processes():

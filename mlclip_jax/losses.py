@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from optax.losses import sigmoid_binary_cross_entropy
 
+from mlclip_jax.ranges import BELOW_1, FRACTION, NOT_NEGATIVE, POSITIVE
+
 
 def _loss(sum_and_count):
     """The scalar form of a loss written as its sum and count, which stays reachable as `.sum_and_count`."""
@@ -276,14 +278,14 @@ UNCALIBRATED = ("additive_margin", "arc_face", "zlpr", "zlpr_batch", "two_way", 
 RANGES = {
     **dict.fromkeys(
         ("gamma", "gamma_negative", "gamma_positive", "margin", "lamb"),
-        (lambda x: 0 <= x < math.inf, "finite and not negative"),
+        NOT_NEGATIVE,
     ),
     **dict.fromkeys(
         ("scale", "temperature_positive", "temperature_negative"),
-        (lambda x: 0 < x < math.inf, "finite and positive"),
+        POSITIVE,
     ),
-    **dict.fromkeys(("clip", "eps"), (lambda x: 0 <= x < 1, "in [0, 1)")),
-    "smoothing": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+    **dict.fromkeys(("clip", "eps"), BELOW_1),
+    "smoothing": FRACTION,
     "alpha": (lambda x: -math.inf < x <= 1, "at most 1, and negative for none"),
     "focus_gradient": (lambda x: isinstance(x, bool), "True or False"),
 }

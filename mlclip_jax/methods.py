@@ -53,6 +53,11 @@ class Method(NamedTuple):
     ranges: dict
     make: object
 
+    @property
+    def reads_local(self):
+        """Whether it reads the local features of images."""
+        return "image_local" in self.reads
+
 
 def find(settings):
     """The method of a recipe.

@@ -23,7 +23,7 @@ from mlclip_jax.nnx_boundary import merge_module, split_trainable
 from mlclip_jax.progress import progress_bar
 from mlclip_jax.texts.label_sets import check_label_names
 from mlclip_jax.training.checkpoints import Checkpoints, abstract, describe
-from mlclip_jax.training.loop import is_exhausted
+from mlclip_jax.training.loop import is_finished
 
 TRAINED_ON = "trained_on.npy"
 RANDOM_BUFFERS = "random_buffers.npz"
@@ -102,7 +102,7 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
         parameters=state["parameters"],
         frozen=frozen | read_random_buffers(workdir),
         step=step,
-        finished=last == config.train.steps or is_exhausted(config.train, best, last),
+        finished=is_finished(config.train, best, last),
         checkpoint=checkpoint,
     )
     if calibrated:
@@ -201,7 +201,7 @@ class Run:
         Raises:
           InputError: an image cannot be read; it is named.
         """
-        local = "image_local" in self.method.reads
+        local = self.method.reads_local
         encoded = self.with_backbone().backbone.encode_images(images, local=local)
         images = Embeddings(encoded.embeddings, local=encoded.local) if local else Embeddings(encoded)
         return self.probabilities(self.score(images))
@@ -217,7 +217,7 @@ class Run:
         Returns:
           The indices of the n images that could be read, and their logits, float32 `(n, K)`.
         """
-        local, backbone = "image_local" in self.method.reads, self.with_backbone().backbone
+        local, backbone = self.method.reads_local, self.with_backbone().backbone
         batches = encode_source(
             backbone, source, range(len(source)), skipped, local=local, num_workers=num_workers
         )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlclip_jax.data.tables import labels_in_order, read_labels
+from mlclip_jax.data.tables import read_labels
 from mlclip_jax.embeddings.store import read_arrays
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
@@ -117,20 +117,23 @@ def read_together(paths, table=None):
     return known, labels
 
 
+def with_columns(scores, label_names):
+    """`Scores` whose columns are in the order of these names, which are its own."""
+    columns = [scores.label_names.index(name) for name in label_names]
+    return scores._replace(
+        scores=scores.scores[:, columns],
+        label_names=tuple(label_names),
+        labels=None if scores.labels is None else scores.labels[:, columns],
+    )
+
+
 def _in_order(scores, first):
     """Scores with rows and columns in the order of another's."""
-    rows, columns = np.arange(len(scores.scores)), [scores.label_names.index(n) for n in first.label_names]
     if first.names and scores.names and scores.names != first.names:
         if len(set(first.names)) < len(first.names):
             raise InputError("images of the same name come in different orders, and cannot be told apart")
         place = {name: row for row, name in enumerate(scores.names)}
-        rows = np.array([place[name] for name in first.names])
-    labels = scores.labels if scores.labels is None else scores.labels[rows]
-    if labels is not None:
-        labels = labels_in_order(labels, scores.label_names, first.label_names)
-    return scores._replace(
-        scores=scores.scores[rows][:, columns],
-        names=first.names,
-        label_names=first.label_names,
-        labels=labels,
-    )
+        rows = [place[name] for name in first.names]
+        labels = None if scores.labels is None else scores.labels[rows]
+        scores = scores._replace(scores=scores.scores[rows], labels=labels)
+    return with_columns(scores._replace(names=first.names), first.label_names)

@@ -19,7 +19,7 @@ from mlclip_jax.adapters.layers import (
     linear,
 )
 from mlclip_jax.nnx_boundary import Frozen
-from mlclip_jax.ranges import AT_LEAST_1, DROPOUT, one_of
+from mlclip_jax.ranges import AT_LEAST_1, BELOW_1, one_of
 
 QUERIES = ("frozen", "learnt", "text")
 
@@ -53,7 +53,7 @@ class MLDecoder(nnx.Module):
         "width": AT_LEAST_1,
         "num_heads": AT_LEAST_1,
         "hidden": AT_LEAST_1,
-        "dropout": DROPOUT,
+        "dropout": BELOW_1,
         "dtype": one_of(DTYPES),
     }
 

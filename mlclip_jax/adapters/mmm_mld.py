@@ -15,7 +15,7 @@ from mlclip_jax.adapters.layers import (
     standardised_cosines,
 )
 from mlclip_jax.nnx_boundary import Frozen
-from mlclip_jax.ranges import AT_LEAST_1, DROPOUT, one_of
+from mlclip_jax.ranges import AT_LEAST_1, BELOW_1, one_of
 from mlclip_jax.zero_shot import l2_normalize
 
 READOUTS = ("projection", "mean")
@@ -57,7 +57,7 @@ class MLDAdapter(nnx.Module):
         "blocks": AT_LEAST_1,
         "num_heads": AT_LEAST_1,
         "hidden": AT_LEAST_1,
-        "dropout": DROPOUT,
+        "dropout": BELOW_1,
         "dtype": one_of(DTYPES),
     }
 

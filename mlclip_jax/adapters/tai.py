@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mlclip_jax.adapters.layers import DTYPES, Logits, dropout, linear
-from mlclip_jax.ranges import AT_LEAST_1, DROPOUT, one_of
+from mlclip_jax.ranges import AT_LEAST_1, BELOW_1, one_of
 
 
 class TaIAdapter(nnx.Module):
@@ -32,7 +32,7 @@ class TaIAdapter(nnx.Module):
     RANGES: ClassVar = {
         "hidden": AT_LEAST_1,
         "depth": AT_LEAST_1,
-        "dropout": DROPOUT,
+        "dropout": BELOW_1,
         "dtype": one_of(DTYPES),
     }
     reads = ("image",)

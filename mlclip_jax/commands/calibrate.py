@@ -20,7 +20,7 @@ from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.errors import InputError
 from mlclip_jax.report import markdown_table
 from mlclip_jax.runs import EMBEDDED, read_run, row_hashes
-from mlclip_jax.scores import read_together
+from mlclip_jax.scores import read_together, with_columns
 
 
 def main(values):
@@ -52,7 +52,7 @@ def _score_images(values, run):
         lambda: run.with_backbone().backbone,
         run.workdir / EMBEDDED,
         purpose="calibrate on",
-        local="image_local" in run.method.reads,
+        local=run.method.reads_local,
         max_skipped=values.max_skipped,
     )
     seen = run.count_trained_on(images)
@@ -72,9 +72,8 @@ def _read_scores(values, run):
     [scores], labels = read_together([values.scores], values.labels)
     if sorted(scores.label_names) != sorted(run.label_names):
         raise InputError(f"{values.scores} scores other labels than those of {values.workdir}")
-    columns = [scores.label_names.index(name) for name in run.label_names]
-    logits = scores.scores[:, columns].astype(np.float32)
-    return logits, labels[:, columns], str(values.scores), np.empty(0, np.uint64)
+    scores = with_columns(scores._replace(labels=labels), run.label_names)
+    return scores.scores.astype(np.float32), scores.labels, str(values.scores), np.empty(0, np.uint64)
 
 
 def _print(label_names, split, labels, calibration, before, after):

@@ -38,7 +38,7 @@ def read_data(config, workdir):
             class_embeddings,
             backbone,
             workdir / EMBEDDED,
-            local="image_local" in methods.find(config.method).reads,
+            local=methods.find(config.method).reads_local,
             max_skipped=config.max_skipped,
             **how,
         )

@@ -13,7 +13,7 @@ from mlclip_jax.distributed.sharding import AXIS, LABEL_AXIS, place, replicated,
 from mlclip_jax.errors import InputError, Preempted
 from mlclip_jax.files import make_folder
 from mlclip_jax.progress import note, progress_bar
-from mlclip_jax.ranges import AT_LEAST_0, one_of
+from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, one_of
 from mlclip_jax.recipes import check_same_run
 from mlclip_jax.training.checkpoints import METRIC, abstract
 from mlclip_jax.training.interruptions import ending_when_stalled, listening_for_stop
@@ -43,13 +43,13 @@ def run_conditions(train, num_devices):
             lambda n: n >= 1 and n % over == 0,
             f"positive, and a multiple of the {over} devices that it is split over",
         ),
-        "train.parallel": (lambda mode: mode in MODES, f"one of {', '.join(MODES)}"),
+        "train.parallel": one_of(MODES),
         "train.label_shards": (lambda _: can_split, f"positive, and divide the {num_devices} devices"),
-        "train.log_every": (lambda n: n >= 1, "at least 1"),
-        "train.evaluate_every": (lambda n: n >= 0, "at least 0"),
-        "train.checkpoint_every": (lambda n: n >= 1, "at least 1"),
-        "train.max_skipped_steps": (lambda n: n >= 0, "at least 0"),
-        "train.stall_seconds": (lambda n: n >= 0, "at least 0"),
+        "train.log_every": AT_LEAST_1,
+        "train.evaluate_every": AT_LEAST_0,
+        "train.checkpoint_every": AT_LEAST_1,
+        "train.max_skipped_steps": AT_LEAST_0,
+        "train.stall_seconds": AT_LEAST_0,
         "train.best_by": one_of(BEST_BY),
         "train.patience": AT_LEAST_0,
     }
@@ -96,7 +96,8 @@ def resume(checkpoints, state, train, shardings):
                 raise InputError(
                     f"{checkpoints.folder} holds a checkpoint of step {step}, beyond {train.steps}; remove it"
                 )
-            more = max(1, CHECKPOINTS_AT_ONCE - checkpoints.number) if step < train.steps else 0
+            finished = is_finished(train, checkpoints.best, step)
+            more = 0 if finished else max(1, CHECKPOINTS_AT_ONCE - checkpoints.number)
             needed = more * sum(x.nbytes for x in jax.tree.leaves(state))
             free = shutil.disk_usage(checkpoints.folder).free
             if free < needed:
@@ -143,7 +144,7 @@ def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=Non
         ending_when_stalled(train.stall_seconds) as renew,
     ):
         log = Log(log_path, step, train.max_skipped_steps, names_of)
-        while step < train.steps and not is_exhausted(train, checkpoints.best, step):
+        while not is_finished(train, checkpoints.best, step):
             end = next_boundary(step, train)
             state, metrics = run_chunk(state, step, end)
             # This chunk now runs; meanwhile the line of the one before it is fetched and written.
@@ -160,7 +161,7 @@ def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=Non
             log.add(step, metrics)
             _, highest = checkpoints.best
             is_best = metric is not None and (highest is None or metric > highest)
-            is_last = step == train.steps or (not is_best and is_exhausted(train, checkpoints.best, step))
+            is_last = is_finished(train, (step, metric) if is_best else checkpoints.best, step)
             stop = asked_to_stop() and not is_last
             if stop or is_best or is_last or _is_due(step, train.checkpoint_every):
                 log.write_pending(durable=True)  # the log is complete up to every checkpoint
@@ -246,8 +247,8 @@ def make_run_chunk(compiled, data, indices_of, end_after, mesh):
     return run_chunk
 
 
-def is_exhausted(train, best, step):
-    """Whether `train.patience` evaluations have passed at a step since the best one.
+def is_finished(train, best, step):
+    """Whether a run ends at a step: its last, or `train.patience` evaluations after the best one.
 
     Args:
       train: of the recipe.
@@ -256,7 +257,8 @@ def is_exhausted(train, best, step):
     """
     best_step, _ = best
     patience = train.patience * train.evaluate_every
-    return bool(patience) and best_step is not None and step - best_step >= patience
+    exhausted = bool(patience) and best_step is not None and step - best_step >= patience
+    return step == train.steps or exhausted
 
 
 def next_boundary(step, train):

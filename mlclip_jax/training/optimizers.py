@@ -7,7 +7,7 @@ import jax
 import optax
 
 from mlclip_jax.errors import InputError
-from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, DROPOUT, NOT_NEGATIVE, POSITIVE, one_of
+from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, one_of
 
 
 def _adamw(settings, rate, weight_decay):
@@ -66,8 +66,8 @@ RANGES = {
     "optimizer.name": one_of(OPTIMIZERS),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
-    "optimizer.b2": DROPOUT,
-    "optimizer.momentum": DROPOUT,
+    "optimizer.b2": BELOW_1,
+    "optimizer.momentum": BELOW_1,
     "optimizer.max_norm": NOT_NEGATIVE,
     "schedule.name": one_of(SCHEDULES),
     "schedule.warmup": AT_LEAST_0,

@@ -56,6 +56,7 @@ from mlclip_jax.losses import binary_cross_entropy
 from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.nnx_boundary import merge_module, split_module
 from mlclip_jax.progress import note
+from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, FRACTION, NOT_NEGATIVE
 from mlclip_jax.streams import Stream
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
 from mlclip_jax.training.checkpoints import Checkpoints
@@ -477,20 +478,19 @@ MAY_CHANGE = (
 
 
 def _check(config, num_devices):
-    positive = (lambda n: n >= 1, "at least 1")
     sizes = ("image_size", "patch_size", "hidden_size", "intermediate_size")
     layers = ("num_hidden_layers", "num_attention_heads")
     conditions = {
-        "max_skipped": (lambda f: 0 <= f <= 1, "in [0, 1]"),
-        "evaluation.number": (lambda n: n >= 0, "at least 0"),
+        "max_skipped": FRACTION,
+        "evaluation.number": AT_LEAST_0,
         "vocabulary": (lambda n: n >= FIXED_TOKENS, f"at least {FIXED_TOKENS}: every byte has its token"),
         "loss.max_scale": (lambda s: 1 <= s < math.inf, "finite, and at least 1"),
-        "loss.auxiliary": (lambda w: 0 <= w < math.inf, "finite and not negative"),
+        "loss.auxiliary": NOT_NEGATIVE,
         **RANGES,
-        "model.projection_dim": positive,
+        "model.projection_dim": AT_LEAST_1,
         "model.text_config.max_position_embeddings": (lambda n: n >= 3, "at least 3"),
-        **{f"model.vision_config.{name}": positive for name in sizes + layers},
-        **{f"model.text_config.{name}": positive for name in sizes[2:] + layers},
+        **{f"model.vision_config.{name}": AT_LEAST_1 for name in sizes + layers},
+        **{f"model.text_config.{name}": AT_LEAST_1 for name in sizes[2:] + layers},
     }
     required = ("images.source",)
     conditions |= run_conditions(config.get("train", {}), num_devices)

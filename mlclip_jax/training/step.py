@@ -19,7 +19,7 @@ def make_loss(settings):
     Args:
       settings: its `loss`: a mapping of `name`, one of `losses.LOSSES`, and its constants.
     """
-    sum_and_count = _sum_and_count(settings)
+    sum_and_count = sum_and_count_of(settings)
     if settings["name"] not in COUPLED:
         return sum_and_count
 
@@ -34,7 +34,8 @@ def make_loss(settings):
     return gathered
 
 
-def _sum_and_count(settings):
+def sum_and_count_of(settings):
+    """The `sum_and_count` of a recipe's loss, with its constants; see `losses`."""
     own = {key: value for key, value in settings.items() if key != "name"}
     return functools.partial(LOSSES[settings["name"]].sum_and_count, **own)
 

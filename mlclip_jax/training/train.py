@@ -55,6 +55,7 @@ from mlclip_jax.training.checkpoints import METRIC, Checkpoints
 from mlclip_jax.training.inputs import read_data, suspects
 from mlclip_jax.training.loop import (
     BEST_BY,
+    is_finished,
     make_run_chunk,
     next_boundary,
     open_workdir,
@@ -63,12 +64,12 @@ from mlclip_jax.training.loop import (
     run_steps,
 )
 from mlclip_jax.training.step import (
-    _sum_and_count,
     hyper_of,
     initial_state,
     make_chunk,
     make_loss,
     make_train_step,
+    sum_and_count_of,
 )
 
 
@@ -162,7 +163,8 @@ def train(config, workdir):
                 recipes.write_config(workdir, config)
                 if "examples" in config:
                     write_trained_on(workdir, examples)
-                if step < config.train.steps:  # it was fitted to parameters that are about to change
+                if not is_finished(config.train, checkpoints.best, step):
+                    # A calibration was fitted to parameters that are about to change.
                     (workdir / calibration.FILE).unlink(missing_ok=True)
                 write_embeddings(workdir / "classes.npz", class_embeddings)
         with all_or_none():
@@ -182,9 +184,10 @@ def train(config, workdir):
             evaluate_now if images is not None else None,
             names_of,
         )
+        last = checkpoints.latest_step
     learnt_from = f"{len(examples.vectors)} {'images' if 'examples' in config else 'texts'}"
     labels = f"{len(class_embeddings.names)} labels"
-    print(f"{workdir}: trained {config.train.steps} steps on {learnt_from} about {labels}")
+    print(f"{workdir}: trained {last} steps on {learnt_from} about {labels}")
     if images is not None:
         print_comparison(*evaluate([read_run(workdir)], images))
     return state["parameters"]
@@ -197,7 +200,7 @@ def figures_on_the_way(config, scores, labels):
     if config.train.best_by == "micro_f1":
         figures[name] = 100 * decision_figures(scores >= 0, labels)["OF1"]
     elif config.train.best_by == "loss":
-        total, count = _sum_and_count(config.loss)(scores, labels)
+        total, count = sum_and_count_of(config.loss)(scores, labels)
         figures[name] = total / np.maximum(count, 1)
     return figures
 
@@ -282,7 +285,7 @@ def check(config, num_devices):
       InputError: a key is missing, unknown or left open, or a value is outside its range.
     """
     expected = recipes.schema(config)
-    expected.loss = ConfigDict({"name": config.loss.name} | constants(config.loss.name))
+    expected.loss = recipes.loss(config.loss.name)
     if not isinstance(config.get("method"), ConfigDict):
         raise InputError("the recipe has no method: it needs config.method.name")
     method = methods.find(config.method)
@@ -302,6 +305,6 @@ def check(config, num_devices):
     conditions |= run_conditions(config.get("train", {}), num_devices)
     recipes.check(config, expected, required, conditions)
     try:
-        _sum_and_count(config.loss)(np.zeros((1, 2), np.float32), np.array([[1, 0]], np.int8))
+        sum_and_count_of(config.loss)(np.zeros((1, 2), np.float32), np.array([[1, 0]], np.int8))
     except ValueError as error:
         raise InputError(f"loss {config.loss.name}: {error}") from error
