@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from processes import PLATFORM
 
-from mlclip_jax import backbones, compilation_cache
+from mlclip_jax import compilation_cache
 
 jax.config.update("jax_platforms", PLATFORM)
 jax.config.update("jax_num_cpu_devices", 4)
@@ -23,7 +23,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 if PLATFORM != "cpu":
     # What is compared to 1e-5 is computed in float32, not in TensorFloat-32 or bfloat16.
     jax.config.update("jax_default_matmul_precision", "highest")
-    backbones.default_dtype = lambda: "float32"
+    from mlclip_jax.backbones import loading
+
+    loading.default_dtype = lambda: "float32"
 
 # One cache of compiled programs for all workers and their processes, kept between runs.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

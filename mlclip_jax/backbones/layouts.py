@@ -1,11 +1,10 @@
 """What a checkpoint's folder holds: one of the layouts in which the hub keeps models, read into one form."""
 
 import functools
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mlclip_jax.backbones import blip, clip, clip_resnet, imagenet
+from mlclip_jax.backbones import blip, clip, clip_resnet, imagenet, open_clip
 from mlclip_jax.backbones.processing import (
     ImageProcessor,
     Tokenizer,
@@ -193,65 +192,35 @@ def _timm(path, content):
 def _open_clip(path, content, *, name, position_embeddings):
     from transformers import CLIPConfig
 
-    model = _section(path, content, "model_cfg", {"embed_dim": None})
-    image = _section(path, model, "vision_cfg", OPEN_CLIP_IMAGE)
-    text = _section(path, model, "text_cfg", OPEN_CLIP_TEXT)
-    for section in (model, image, text):
-        _check_open_clip(path, section)
-    activation = "quick_gelu" if model.get("quick_gelu", _wants_quick_gelu(path, name)) else "gelu"
-    config = {
-        "projection_dim": model["embed_dim"],
-        "text_config": {
-            "hidden_size": text["width"],
-            "intermediate_size": int(text["width"] * text["mlp_ratio"]),
-            "num_hidden_layers": text["layers"],
-            "num_attention_heads": text["heads"],
-            "max_position_embeddings": text["context_length"],
-            "vocab_size": text["vocab_size"],
-            "hidden_act": activation,
-            "bos_token_id": None,
-            "eos_token_id": 2,  # the end is where the largest id is
-        },
-    }
-    side, width, patch = image["image_size"], image["width"], image["patch_size"]
-    is_vit = not isinstance(image["layers"], list)
-    if is_vit:
-        config["vision_config"] = {
-            "hidden_size": width,
-            "intermediate_size": int(width * image["mlp_ratio"]),
-            "num_hidden_layers": image["layers"],
-            "num_attention_heads": _heads(path, width, image["head_width"]),
-            "image_size": side,
-            "patch_size": patch,
-            "hidden_act": activation,
-        }
-    config = _transformers_config(CLIPConfig, path, config, "CLIP")
+    described = open_clip.read_config(path, content, name)
+    config = _transformers_config(CLIPConfig, path, described.config, "CLIP")
+    side, text = described.image["image_size"], config.text_config
     shared = {
         "image_processor": open_clip_processor(path, content.get("preprocess_cfg") or {}, side),
         "image_size": side,
         "embedding_width": config.projection_dim,
-        "tokenizer": Tokenizer(path.parent, text["context_length"], text["vocab_size"], padding=0),
+        "tokenizer": Tokenizer(path.parent, text.max_position_embeddings, text.vocab_size, padding=0),
     }
-    if is_vit:
+    if described.is_vit:
         return Layout(
-            title=_clip_title(_vit_title(config.vision_config), config.text_config),
+            title=_clip_title(_vit_title(config.vision_config), text),
             make_module=functools.partial(clip.CLIP, config),
             key_table=clip.OPEN_CLIP_KEY_TABLE,
             ignored_keys=clip.OPEN_CLIP_IGNORED_KEYS,
-            stride=patch,
+            stride=config.vision_config.patch_size,
             **shared,
         )
-    depths = image["layers"]
+    depths, width = described.image["layers"], described.image["width"]
     _check_strides(path, [side])
     return Layout(
-        title=_clip_title(f"ResNet of {'+'.join(map(str, depths))} blocks, {width} wide", config.text_config),
+        title=_clip_title(f"ResNet of {'+'.join(map(str, depths))} blocks, {width} wide", text),
         make_module=functools.partial(
             clip_resnet.CLIPResNet,
-            config.text_config,
+            text,
             config.projection_dim,
             depths=depths,
             width=width,
-            num_heads=_heads(path, width * 32, image["head_width"]),
+            num_heads=open_clip.count_heads(path, width * 32, described.image["head_width"]),
             image_size=side,
             position_embeddings=position_embeddings,
         ),
@@ -277,44 +246,6 @@ POSITIVE = (
 )
 # Readers of a transformers config, by its model_type.
 TRANSFORMERS_READERS = {"clip": _clip, "blip": _blip, "resnet": _resnet}
-
-# What of an open_clip config decides the model, and open_clip's defaults.
-OPEN_CLIP_IMAGE = {
-    "image_size": 224,
-    "layers": 12,
-    "width": 768,
-    "patch_size": 16,
-    "head_width": 64,
-    "mlp_ratio": 4.0,
-}
-OPEN_CLIP_TEXT = {
-    "context_length": 77,
-    "vocab_size": 49408,
-    "width": 512,
-    "heads": 8,
-    "layers": 12,
-    "mlp_ratio": 4.0,
-}
-# Repositories of open_clip's whose weights are for QuickGELU, as its own `pretrained.py` lists them.
-QUICK_GELU = r"\.openai$|_clip\.(cc12m|yfcc15m)$|\.laion400m_e3[12]$|\.metaclip2?_|^DFN\dB-CLIP-ViT-"
-OPEN_CLIP_NUMBERS = {"embed_dim", *OPEN_CLIP_IMAGE, *OPEN_CLIP_TEXT}
-# What may be said beside it: what the model is anyway; what is read elsewhere, or concerns training alone.
-OPEN_CLIP_SAME = {
-    "pool_type": ("tok", "argmax"),
-    "proj_type": ("linear",),
-    "text_arch": ("clip",),
-    "pos_embed_type": ("learnable",),
-}
-OPEN_CLIP_UNREAD = (
-    "quick_gelu",
-    "vision_cfg",
-    "text_cfg",
-    "patch_dropout",
-    "init_logit_scale",
-    "hf_tokenizer_name",
-    "attn_pooler_queries",
-    "attn_pooler_heads",
-)
 
 
 def _imagenet_resnet(path, depths, widths, **fields):
@@ -368,43 +299,6 @@ def _transformers_config(config_class, path, content, what, token_ids=()):
                 f"{path}: hidden_act {tower.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}"
             )
     return config
-
-
-def _section(path, content, name, defaults=None):
-    section = content.get(name)
-    if not isinstance(section, dict):
-        raise InputError(f"{path} has no {name}, which should describe the model")
-    return (defaults or {}) | section
-
-
-def _check_open_clip(path, section):
-    """Refuses a section that describes another model: numbers that are none, keys that are not read."""
-    for key, value in section.items():
-        if key in OPEN_CLIP_NUMBERS:
-            numbers = value if key == "layers" and isinstance(value, list) else [value]
-            kinds = int | float if key == "mlp_ratio" else int
-            positive = all(isinstance(number, kinds) and number > 0 for number in numbers)
-            if not positive and (key, value) != ("patch_size", None):
-                raise InputError(f"{path}: {key} {value!r} is no positive number")
-        elif key not in OPEN_CLIP_UNREAD and value not in (None, False, 0, *OPEN_CLIP_SAME.get(key, ())):
-            raise InputError(f"{path} asks for {key} {value!r}, which is not supported")
-
-
-def _wants_quick_gelu(path, name):
-    """Whether a repository's weights, by its name, are for QuickGELU, where a config leaves that out.
-
-    Early configs on the hub do. By the folder's own name, or that of the repository in the hub's cache.
-    """
-    folders = path.resolve().parent.parts
-    cached = [part.rpartition("--")[2] for part in folders if part.startswith("models--")]
-    names = [name.rstrip("/").rpartition("/")[2], folders[-1], *cached]
-    return any(re.search(QUICK_GELU, repository) for repository in names)
-
-
-def _heads(path, width, head_width):
-    if width % head_width:
-        raise InputError(f"{path}: a width of {width} does not divide into heads of {head_width}")
-    return width // head_width
 
 
 def _no_weights(checkpoint, wanted):

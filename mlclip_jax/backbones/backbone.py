@@ -1,0 +1,327 @@
+"""A frozen encoder with its own preprocessing, and the batches in which it encodes."""
+
+import functools
+import os
+import reprlib
+import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from mlclip_jax.distributed.sharding import make_mesh, replicated, split_rows, split_widest
+from mlclip_jax.errors import InputError
+from mlclip_jax.nnx_boundary import merge_module
+from mlclip_jax.progress import progress_bar
+
+# What is said of a backbone that lacks a way in.
+MISSING = {"text": "has no text tower", "pair": "does not encode an image and a text together; BLIP does"}
+SHORTEST_TEXT = 16  # tokens; shorter ones are padded to this, so that few lengths are compiled
+
+
+class Encoded(NamedTuple):
+    """Embeddings, and the local features that belong to them.
+
+    Attributes:
+      embeddings: un-normalised, float32 (N, D).
+      local: un-normalised, float32 (N, T, D'): an image's patches or places in row order, a text's tokens.
+      mask: bool (N, T): which of them there are; what the others hold is zero.
+    """
+
+    embeddings: np.ndarray
+    local: np.ndarray
+    mask: np.ndarray
+
+
+class Backbone:
+    """A frozen encoder with its own preprocessing. Made by `load_backbone`.
+
+    For steps of your own there are the pure functions beneath: `image(parameters, pixels)`,
+    `text(parameters, token_ids)` and, of BLIP, `pair(parameters, pixels, token_ids)`. They take what `pixels`
+    and `token_ids` make; under `jax.jit`, what is not used of their results is not computed.
+
+    Attributes:
+      title: the architecture in words.
+      embedding_width: D, of the joint space.
+      local_width: D', of local features; D but for VGG-16.
+      pair_width: of what BLIP makes of a pair; None of others.
+      image_size: (height, width) of the pixels that its image tower sees.
+      resize: "crop" or "squash", how images come to that size.
+      decode: "full" or "reduced", the scale at which JPEG files are decoded.
+      grid_size: (rows, columns) of an image's local features.
+      context_length: the most tokens of a text, start and end included; None where there is no text tower.
+      dtype: of the products, "float32" or "bfloat16".
+      position_embeddings: which features of an image get them, where that can be chosen; else None.
+      fingerprint: dict of `name`, `revision` and `sha256`, which identifies the weights.
+      parameters: nested dict of the weights, on the devices.
+      image_processor: the `ImageProcessor`.
+    """
+
+    def __init__(self, graph, parameters, layout, *, dtype, fingerprint, shard_parameters=False):
+        self._mesh = make_mesh(jax.local_devices())
+        self.image_processor = layout.image_processor
+        self._tokenizer = layout.tokenizer
+        self.title = layout.title
+        self.embedding_width = layout.embedding_width
+        self.local_width = layout.local_width or layout.embedding_width
+        self.pair_width = layout.pair_width
+        self.image_size = layout.image_processor.output_size
+        self.resize = "squash" if layout.image_processor.crop is None else "crop"
+        self.decode = layout.image_processor.decode
+        self.grid_size = tuple(side // layout.stride for side in self.image_size)
+        self.context_length = layout.tokenizer and layout.tokenizer.context_length
+        self.dtype, self.position_embeddings = dtype, layout.position_embeddings
+        self.fingerprint = fingerprint
+        places = replicated(self._mesh)
+        if shard_parameters:
+            places = jax.tree.map(functools.partial(split_widest, self._mesh), parameters)
+        self.parameters = jax.device_put(parameters, places)
+        self._graph = graph
+        self._compiled = {}
+
+    def __repr__(self):
+        number = sum(array.size for array in jax.tree.leaves(self.parameters))
+        number = f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
+        height, width = self.image_size
+        return (
+            f"{self.fingerprint['name']}: {self.title}, {number} parameters, {self.dtype}, "
+            f"images of {height} x {width}, SHA-256 {self.fingerprint['sha256'][:12]}"
+        )
+
+    def image(self, parameters, pixels):
+        """uint8 (b, height, width, 3) to embeddings (b, D) and local features (b, T, D'), float32."""
+        return self._call("image", parameters, self.image_processor.normalise(pixels))
+
+    def text(self, parameters, token_ids):
+        """int32 (b, t) to embeddings (b, D) and local features (b, t, D'), float32."""
+        return self._call("text", parameters, token_ids)
+
+    def pair(self, parameters, pixels, token_ids):
+        """BLIP's text tower at an image: its first token (b, d), and logits (b, 2) of no match and match."""
+        return self._call("pair", parameters, self.image_processor.normalise(pixels), token_ids)
+
+    def pixels(self, images):
+        """Images as the image tower sees them: uint8 (N, height, width, 3); see `ImageProcessor.pixels`."""
+        with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
+            return np.stack(list(pool.map(self.image_processor.pixels, images)))
+
+    def token_ids(self, texts):
+        """Texts as token ids, int32 (N, context_length), padded; longer ones are cut, with a warning."""
+        return self._tokenise(texts)[0]
+
+    def encode_images(self, images, *, local=False, batch_size=32):
+        """Embeds images.
+
+        Args:
+          images: list of paths, `PIL.Image`s or uint8 arrays (h, w, 3).
+          local: whether to return local features too.
+          batch_size: how many are encoded at once, over all devices.
+
+        Returns:
+          Un-normalised embeddings, float32 `(len(images), D)`; or, with `local`, an `Encoded`.
+
+        Raises:
+          InputError: an image cannot be read; it is named.
+        """
+        images = _list(images, "images")
+        width = self.grid_size[0] * self.grid_size[1]
+        encoded = self._empty(len(images), width, local)
+        for rows, outputs in self._encode(
+            "image", len(images), lambda rows: (self.pixels(images[rows]),), local, batch_size
+        ):
+            for array, output in zip(encoded, outputs):
+                array[rows] = output
+        self._check_finite(encoded[0], images, "images")
+        return Encoded(*encoded, np.ones((len(images), width), bool)) if local else encoded[0]
+
+    def encode_pixels(self, batches, *, local=False):
+        """Embeds a stream of batches: while one is computed, the next is waited for.
+
+        Args:
+          batches: iterable of pairs of anything and uint8 (b, height, width, 3), as `pixels` makes them; b is
+            the same in all, and a multiple of the number of local devices.
+          local: whether to compute local features too.
+
+        Yields:
+          Pairs of that thing and the outputs: float32 embeddings (b, D) and, with `local`, local features
+          (b, T, D').
+        """
+        yield from self._run("image", ((thing, (pixels,)) for thing, pixels in batches), local)
+
+    def encode_texts(self, texts, *, local=False, batch_size=64):
+        """Embeds texts.
+
+        Args:
+          texts: list of strings. Those longer than the context are cut, and counted in a warning.
+          local: whether to return local features too: of all tokens, start and end included.
+          batch_size: how many are encoded at once, over all devices.
+
+        Returns:
+          Un-normalised embeddings, float32 `(len(texts), D)`; or, with `local`, an `Encoded` as wide as the
+          longest text.
+
+        Raises:
+          InputError: a text is no string, or there is no text tower.
+        """
+        texts = _list(texts, "texts")
+        ids, lengths = self._tokenise(texts)
+        width = int(lengths.max(initial=0))
+        encoded = self._empty(len(texts), width, local)
+        # Texts of like length share a batch, which is no longer than they are.
+        order = np.argsort(lengths, kind="stable")
+
+        def prepare(rows):
+            return (ids[order[rows], : self._padded_length(lengths[order[rows]].max())],)
+
+        for rows, outputs in self._encode("text", len(texts), prepare, local, batch_size):
+            encoded[0][order[rows]] = outputs[0]
+            for row, tokens in zip(order[rows], outputs[1] if local else ()):
+                encoded[1][row, : lengths[row]] = tokens[: lengths[row]]
+        self._check_finite(encoded[0], texts, "texts")
+        return Encoded(*encoded, np.arange(width)[None] < lengths[:, None]) if local else encoded[0]
+
+    def encode_pairs(self, images, texts, *, batch_size=16):
+        """What BLIP makes of each text while it attends to the image beside it.
+
+        Args:
+          images: list of N, as for `encode_images`.
+          texts: list of N.
+          batch_size: how many pairs are encoded at once, over all devices.
+
+        Returns:
+          Multimodal features, float32 (N, `pair_width`), and the matching head's logits, float32
+          (N, 2), of "no match" and "match".
+
+        Raises:
+          InputError: there are not as many texts as images, or the backbone does not encode both together.
+        """
+        images, texts = _list(images, "images"), _list(texts, "texts")
+        if len(images) != len(texts):
+            raise InputError(f"pairs need as many texts as images; got {len(texts)} and {len(images)}")
+        if self.pair_width is None:
+            raise self._lacks("pair")
+        ids, lengths = self._tokenise(texts)
+        length = self._padded_length(lengths.max(initial=1))
+
+        def prepare(rows):
+            return self.pixels(images[rows]), ids[rows, :length]
+
+        features = np.zeros((len(images), self.pair_width), np.float32)
+        logits = np.zeros((len(images), 2), np.float32)
+        for rows, outputs in self._encode("pair", len(images), prepare, True, batch_size):
+            features[rows], logits[rows] = outputs
+        self._check_finite(features, list(zip(images, texts)), "pairs")
+        return features, logits
+
+    def _call(self, name, parameters, *inputs):
+        module = merge_module(self._graph, parameters)
+        if not hasattr(module, name):
+            raise self._lacks(name)
+        # Accelerators would otherwise round the factors of a float32 product; bfloat16 ones are as they are.
+        with jax.default_matmul_precision("highest"):
+            return getattr(module, name)(*inputs)
+
+    def _lacks(self, name):
+        return InputError(f"{self.fingerprint['name']} ({self.title}) {MISSING[name]}")
+
+    def _compile(self, name, local):
+        if (name, local) not in self._compiled:
+
+            def encode(parameters, *inputs):
+                outputs = getattr(self, name)(parameters, *inputs)
+                return outputs if local else outputs[:1]
+
+            self._compiled[name, local] = jax.jit(encode, out_shardings=split_rows(self._mesh))
+        return self._compiled[name, local]
+
+    def _encode(self, name, number, prepare, local, batch_size):
+        """Encodes in batches, and yields the rows of each and its outputs on the host.
+
+        Args:
+          name: "image", "text" or "pair".
+          number: of inputs.
+          prepare: makes the host arrays of a slice of rows.
+          local: whether to compute all outputs, or the first alone, the embeddings.
+          batch_size: over all devices.
+        """
+        if batch_size < 1:
+            raise InputError(f"invalid batch_size {batch_size}: must be at least 1")
+        if not number:
+            return
+        # A power of two, so that short lists neither wait for a full batch nor compile for every length.
+        batch_size = min(batch_size, 1 << (number - 1).bit_length())
+        batch_size += -batch_size % self._mesh.size
+
+        def batches():
+            for start in range(0, number, batch_size):
+                rows = slice(start, min(start + batch_size, number))
+                yield (
+                    rows,
+                    [
+                        np.pad(array, [(0, batch_size - len(array))] + [(0, 0)] * (array.ndim - 1))
+                        for array in prepare(rows)
+                    ],
+                )
+
+        with progress_bar(number, f"encoding {name}s", f"{name}s") as bar:
+            for rows, outputs in self._run(name, batches(), local):
+                bar.update(rows.stop - rows.start)
+                yield rows, [output[: rows.stop - rows.start] for output in outputs]
+
+    def _run(self, name, batches, local):
+        """Encodes pairs of anything and a batch of inputs; yields pairs of that thing and the outputs."""
+        encode, running = self._compile(name, local), deque()
+
+        def finish():
+            thing, outputs = running.popleft()
+            return thing, [np.asarray(output) for output in outputs]
+
+        for thing, inputs in batches:
+            inputs = jax.device_put(inputs, split_rows(self._mesh))
+            running.append((thing, encode(self.parameters, *inputs)))
+            if len(running) > 1:  # one computes while the next is prepared; more would only fill memory
+                yield finish()
+        while running:
+            yield finish()
+
+    def _empty(self, number, width, local):
+        arrays = [np.zeros((number, self.embedding_width), np.float32)]
+        if local:
+            arrays.append(np.zeros((number, width, self.local_width), np.float32))
+        return arrays
+
+    def _tokenise(self, texts):
+        if self._tokenizer is None:
+            raise self._lacks("text")
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"a text must be a string; got {text!r:.60}")
+        try:
+            ids, lengths, truncated = self._tokenizer(texts)
+        except TypeError as error:  # half a surrogate pair, which is no character
+            raise InputError(f"a text cannot be encoded as UTF-8: {error}") from error
+        if truncated:
+            warnings.warn(
+                f"{truncated} of {len(texts)} texts were cut to {self.context_length} tokens", stacklevel=3
+            )
+        return ids, lengths
+
+    def _padded_length(self, length):
+        return min(self.context_length, max(SHORTEST_TEXT, 1 << (int(length) - 1).bit_length()))
+
+    def _check_finite(self, embeddings, inputs, unit):
+        bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+        if len(bad):
+            raise InputError(
+                f"{self.fingerprint['name']} gives NaN or infinity for {len(bad)} of {len(inputs)} {unit}, "
+                f"the first {reprlib.repr(inputs[bad[0]])}; its weights or that input are damaged"
+            )
+
+
+def _list(inputs, unit):
+    if isinstance(inputs, str | os.PathLike | Image.Image):
+        raise InputError(f"give a list of {unit}, not {reprlib.repr(inputs)} alone")
+    return list(inputs)
