@@ -11,7 +11,8 @@ import warnings
 from mlclip_jax import __version__
 from mlclip_jax.errors import InputError, Preempted
 
-# Each command's module defines `define_flags(values, argv)` and `main(values)`.
+# Each command's module defines `define_flags(values, argv)` and `main(values)`, which imports what computes;
+# `INDEPENDENT_PROCESSES` and `USES_JAX` there say where it differs from the others.
 COMMANDS = {
     "train": ("mlclip_jax.commands.train", "train an adapter by a recipe, and score it"),
     "evaluate": ("mlclip_jax.commands.evaluate", "score trained adapters, with intervals, in one table"),
@@ -92,7 +93,7 @@ def _run_command(name, arguments, until_the_end):
         from mlclip_jax.recipes import parse_flags
 
         values = parse_flags([f"mlclip {name}", *arguments], command.define_flags)
-        if "jax" in sys.modules:  # a command without it compiles nothing
+        if getattr(command, "USES_JAX", True):
             from mlclip_jax import compilation_cache
 
             compilation_cache.enable(wanted=values.compilation_cache)

@@ -11,13 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# What an average precision is; said beside every figure, for "mAP" alone names at least four numbers.
-PROTOCOLS = {
-    "ap": "mAP: average precision as in scikit-learn, averaged over classes",
-    "voc07": "mAP: VOC 2007's 11-point interpolated average precision, averaged over classes",
-    "voc10": "mAP: VOC 2010's all-point interpolated average precision, averaged over classes",
-    "trapezoid": "mAP: area under the precision-recall curve by trapezoids, averaged over classes",
-}
+from mlclip_jax.choices import PROTOCOLS
 
 
 class Counts(NamedTuple):

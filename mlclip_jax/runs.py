@@ -28,7 +28,6 @@ from mlclip_jax.training.loop import is_finished
 TRAINED_ON = "trained_on.npy"
 RANDOM_BUFFERS = "random_buffers.npz"
 EMBEDDED = "embedded"  # folder of the embeddings of images that a run was given as such
-CHECKPOINTS = ("latest", "best")
 SCORED = 4096, 1 << 28  # images that are scored at once, and bytes of their features, at most
 TOGETHER = 256  # of these, images that run through the method as one batch
 
@@ -63,7 +62,7 @@ def read_run(workdir, *, calibrated=True, checkpoint="latest"):
     Args:
       workdir: its folder.
       calibrated: whether to read its calibration too.
-      checkpoint: which, one of `CHECKPOINTS`: the latest, or the best of those evaluated on the way.
+      checkpoint: which, one of `choices.CHECKPOINTS`: the latest, or the best of those evaluated on the way.
 
     Returns:
       A `Run`.
@@ -123,7 +122,7 @@ class Run:
       frozen: dict of the arrays that the method reads and training leaves as they are.
       step: of the checkpoint.
       finished: whether the run has come to its end.
-      checkpoint: which one this is of `CHECKPOINTS`.
+      checkpoint: which one this is of `choices.CHECKPOINTS`.
       calibration: a `Calibration`, or None.
       own_labels: whether the labels are those of training.
       backbone: a `Backbone`, or None.

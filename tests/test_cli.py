@@ -13,6 +13,8 @@ from processes import PATIENCE
 from small_world import train_arguments, write_embeddings
 from tiny_clip import write_clip
 
+from mlclip_jax import calibration
+from mlclip_jax.choices import CALIBRATIONS, THRESHOLD_RULES
 from mlclip_jax.cli import COMMANDS, main
 
 
@@ -49,12 +51,31 @@ def test_help_imports_nothing_heavy():
         assert f"{name:<15}{summary}" in done.stdout
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_lists_its_flags(capsys, name):
-    assert main([name, "--help"]) == 0
-    captured = capsys.readouterr()
-    assert f"mlclip {name} " in captured.out
-    assert "--workdir" in captured.out or "--output" in captured.out
+HEAVY = """
+jax flax orbax transformers tokenizers sklearn scipy pyarrow matplotlib grain optax tensorflow_datasets
+""".split()
+
+
+def test_every_command_lists_its_flags_and_imports_nothing_heavy():
+    """In one process, one command after the other, so that the first that imports something is named."""
+    code = f"""
+import contextlib, io, sys
+import mlclip_jax.backbones
+from mlclip_jax.cli import COMMANDS, main
+for name in COMMANDS:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main([*name.split(), "--help"]) == 0
+    assert f"mlclip {{name}} " in said.getvalue(), name
+    assert "--workdir" in said.getvalue() or "--output" in said.getvalue(), name
+    print(name, sorted(set({HEAVY}) & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{name} []" for name in COMMANDS]
+
+
+def test_choices_of_flags_are_what_there_is():
+    assert list(CALIBRATIONS) == list(calibration.METHODS)
+    assert list(THRESHOLD_RULES) == list(calibration.RULES)
 
 
 def test_a_refusal_of_the_real_program():

@@ -83,11 +83,29 @@ def test_every_process_of_a_run_keeps_its_programs():
         assert [misses > 0 for _, misses, _ in done] == [start == 0] * 2
 
 
-def test_a_flag_turns_it_off(home, tmp_path):
+@pytest.fixture
+def embed(tmp_path):
+    """A command that compiles something."""
     clip = write_clip(tmp_path / "clip")
     (tmp_path / "names.txt").write_text("dog\n")
-    command = ["embed", f"--backbone={clip}", f"--texts={tmp_path / 'names.txt'}"]
-    command += [f"--output={tmp_path / 'out.npz'}", "--nocompilation_cache"]
+    return [
+        "embed",
+        f"--backbone={clip}",
+        f"--texts={tmp_path / 'names.txt'}",
+        f"--output={tmp_path / 'out.npz'}",
+    ]
+
+
+def test_a_command_imports_jax_where_it_computes_and_keeps_what_it_compiles(home, embed, tmp_path):
+    preamble = "import atexit, sys\natexit.register(lambda: print('jax' in sys.modules))\n"
+    finish(embed, num_devices=1)  # where nothing has imported JAX before it
+    assert entries(home)
+    scenes = ["scenes", f"--output={tmp_path / 'scenes'}", "--number=1"]
+    assert finish(scenes, preamble=preamble).endswith("False\n")
+
+
+def test_a_flag_turns_it_off(home, embed):
+    command = [*embed, "--nocompilation_cache"]
     assert counts(finish(command, num_devices=1, preamble=COUNTED)) == (0, 0)
     assert not home.exists()
 

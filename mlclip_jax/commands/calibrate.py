@@ -5,26 +5,17 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from mlclip_jax.calibration import (
-    FILE,
-    FOLDS,
-    METHODS,
-    RULES,
-    cross_validated,
-    fit,
-    fittable,
-    write_calibration,
-)
+from mlclip_jax.choices import CALIBRATIONS, THRESHOLD_RULES
 from mlclip_jax.commands.flags import define_checkpoint, define_max_skipped
-from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.errors import InputError
 from mlclip_jax.report import markdown_table
-from mlclip_jax.runs import EMBEDDED, read_run, row_hashes
-from mlclip_jax.scores import read_together, with_columns
 
 
 def main(values):
     """mlclip calibrate --workdir=RUN (--embeddings=FILE | --images=FOLDER) [--labels=FILE] ..."""
+    from mlclip_jax.calibration import FILE, cross_validated, fit, write_calibration
+    from mlclip_jax.runs import read_run
+
     if (values.rule in ("precision", "recall")) != (values.target is not None):
         raise InputError("--target=0.9 goes with --rule=precision and --rule=recall, and these need it")
     if values.target == 0:
@@ -46,6 +37,9 @@ def main(values):
 
 def _score_images(values, run):
     """Logits of held-out images, labels, both (N, K), where they come from, and hashes of the embeddings."""
+    from mlclip_jax.embeddings.labelled import read_images
+    from mlclip_jax.runs import EMBEDDED, row_hashes
+
     images = read_images(
         {"embeddings": values.embeddings, "images": values.images, "labels": values.labels},
         run.class_embeddings,
@@ -67,6 +61,8 @@ def _score_images(values, run):
 
 def _read_scores(values, run):
     """The same from a file of the run's logits; which embeddings they are of is not known."""
+    from mlclip_jax.scores import read_together, with_columns
+
     if values.embeddings or values.images:
         raise InputError("give either --scores=FILE, --embeddings=FILE or --images=FOLDER")
     [scores], labels = read_together([values.scores], values.labels)
@@ -77,6 +73,8 @@ def _read_scores(values, run):
 
 
 def _print(label_names, split, labels, calibration, before, after):
+    from mlclip_jax.calibration import FOLDS, fittable
+
     names = list(before)
     rows = [
         [when, *(f"{100 * figures[name]:.1f}" for name in names)]
@@ -108,8 +106,8 @@ def define_flags(values, _):
         "scores", None, "or a file of this run's scores of them (predict --scores)", flag_values=values
     )
     flags.DEFINE_string("labels", None, "table of their labels", flag_values=values)
-    flags.DEFINE_enum("method", "platt", list(METHODS), "how probabilities are fitted", flag_values=values)
-    flags.DEFINE_enum("rule", "f1", list(RULES), "how thresholds are chosen", flag_values=values)
+    flags.DEFINE_enum("method", "platt", CALIBRATIONS, "how probabilities are fitted", flag_values=values)
+    flags.DEFINE_enum("rule", "f1", THRESHOLD_RULES, "how thresholds are chosen", flag_values=values)
     flags.DEFINE_float(
         "target",
         None,

@@ -10,6 +10,7 @@ from mlclip_jax.describe import _images_of, describe, draw_sheet, with_labels
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder
 
+USES_JAX = False
 KEYS = ("examples", "evaluation", "images")  # of a config, that say where images are
 
 

@@ -3,19 +3,12 @@
 import shutil
 from pathlib import Path
 
-import jax
 from absl import flags
 
+from mlclip_jax.choices import SHARD_ROWS, STORAGE
 from mlclip_jax.commands.flags import define_process_flags, define_reading_flags
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.sources import read_lines
-from mlclip_jax.embeddings.embed import STORAGE, embed_images, embed_texts
-from mlclip_jax.embeddings.shards import SHARD_ROWS, SKIPPED
-from mlclip_jax.embeddings.store import (
-    read_embeddings,
-    read_manifest,
-    write_embeddings,
-)
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder
 from mlclip_jax.texts.templates import check_template, fill
@@ -26,6 +19,13 @@ OTHER_FILES = {".csv", ".h5", ".json", ".jsonl", ".npy", ".parquet", ".pkl", ".p
 
 def main(values):
     """mlclip embed --backbone=NAME (--images=FOLDER_OR_DATASET | --texts=FILE) --output=FOLDER_OR_NPZ"""
+    import jax
+
+    from mlclip_jax.backbones import ENCODING, load_backbone, read_encoding
+    from mlclip_jax.embeddings.embed import embed_images, embed_texts
+    from mlclip_jax.embeddings.shards import SKIPPED
+    from mlclip_jax.embeddings.store import read_embeddings, read_manifest, write_embeddings
+
     if (values.images is None) == (values.texts is None):
         raise InputError("give either --images=FOLDER or --texts=FILE")
     if values.local and values.images is None:
@@ -40,8 +40,6 @@ def main(values):
     make_folder(output.parent)
     source = open_images(values.images) if values.images is not None else None
     lines = read_lines(values.texts) if source is None else None
-    from mlclip_jax.backbones import ENCODING, load_backbone, read_encoding
-
     encoding = read_encoding({name: values[name].value for name in ENCODING})
     backbone = load_backbone(values.backbone, revision=values.revision, **encoding)
     # An .npz is a folder first, so that it too resumes where it was stopped.

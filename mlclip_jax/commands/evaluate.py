@@ -5,19 +5,20 @@ from pathlib import Path
 
 from absl import flags
 
-from mlclip_jax import metrics
+from mlclip_jax.choices import PROTOCOLS
 from mlclip_jax.commands.flags import define_checkpoint, define_max_skipped
-from mlclip_jax.comparison import print_comparison
 from mlclip_jax.data.sources import read_lines
-from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.errors import InputError
-from mlclip_jax.evaluation import evaluate, evaluate_scores
-from mlclip_jax.runs import EMBEDDED, read_run
-from mlclip_jax.scores import read_together
 
 
 def main(values):
     """mlclip evaluate --workdir=RUN[,RUN...] [--embeddings=FILE | --images=FOLDER] [--labels=FILE] ..."""
+    from mlclip_jax.comparison import print_comparison
+    from mlclip_jax.embeddings.labelled import read_images
+    from mlclip_jax.evaluation import evaluate, evaluate_scores
+    from mlclip_jax.runs import EMBEDDED, read_run
+    from mlclip_jax.scores import read_together
+
     if bool(values.workdir) == bool(values.scores):
         raise InputError("give either --workdir=RUN[,RUN...] or --scores=FILE[,FILE...]")
     if values.scores:
@@ -65,6 +66,6 @@ def define_flags(values, _):
         flag_values=values,
     )
     define_checkpoint(values)
-    flags.DEFINE_enum("protocol", "ap", list(metrics.PROTOCOLS), "of average precision", flag_values=values)
+    flags.DEFINE_enum("protocol", "ap", list(PROTOCOLS), "of average precision", flag_values=values)
     flags.DEFINE_integer("bootstrap", 1000, "resamples of the intervals", lower_bound=1, flag_values=values)
     define_max_skipped(values)

@@ -2,8 +2,8 @@
 
 from absl import flags
 
+from mlclip_jax.choices import CHECKPOINTS
 from mlclip_jax.data.pipeline import MAX_SKIPPED
-from mlclip_jax.runs import CHECKPOINTS
 
 
 def define_process_flags(values):

@@ -13,12 +13,9 @@ from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.images import decode_image, printable, read_file
 from mlclip_jax.data.pipeline import Skipped
 from mlclip_jax.data.sources import Source, list_images, read_lines
-from mlclip_jax.embeddings.embed import report
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.report import draw_predictions
-from mlclip_jax.runs import load
-from mlclip_jax.scores import Scores, write_scores
 
 DRAWN = 48  # images in a picture, at most
 FORMATS = (".csv", ".jsonl")
@@ -26,6 +23,10 @@ FORMATS = (".csv", ".jsonl")
 
 def main(values):
     """mlclip predict --workdir=RUN --images=FILE_OR_FOLDER --output=FILE.csv [--picture=FILE.png]"""
+    from mlclip_jax.embeddings.embed import report
+    from mlclip_jax.runs import load
+    from mlclip_jax.scores import Scores, write_scores
+
     _check_outputs(values)
     source = find_images(values.images)
     run = load(values.workdir, backbone=values.backbone, checkpoint=values.checkpoint)

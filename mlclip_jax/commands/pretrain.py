@@ -6,11 +6,12 @@ from absl import flags
 
 from mlclip_jax import recipes
 from mlclip_jax.commands.flags import define_process_flags
-from mlclip_jax.training.pretrain import pretrain
 
 
 def main(values):
     """mlclip pretrain --config=RECIPE --workdir=FOLDER [--config.key=value ...]"""
+    from mlclip_jax.training.pretrain import pretrain
+
     figures = pretrain(values.config, values.workdir)
     print(f"{values.workdir}/clip: {json.dumps(figures)}")
 

@@ -4,6 +4,7 @@ from absl import flags
 
 from mlclip_jax.data.scenes import DEFAULT, LABELS, OTHER_LABELS, Difficulty, Scenes, write_scenes
 
+USES_JAX = False
 # What `--labels` means.
 LABEL_SETS = {"first": LABELS, "other": OTHER_LABELS, "all": LABELS + OTHER_LABELS}
 

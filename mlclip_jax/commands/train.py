@@ -4,11 +4,12 @@ from absl import flags
 
 from mlclip_jax import recipes
 from mlclip_jax.commands.flags import define_process_flags
-from mlclip_jax.training.train import train
 
 
 def main(values):
     """mlclip train --config=RECIPE[:variant] --workdir=FOLDER [--config.key=value ...]"""
+    from mlclip_jax.training.train import train
+
     train(values.config, values.workdir)
 
 

@@ -11,7 +11,6 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -284,6 +283,8 @@ def _large_icon(name):
 
 @functools.cache
 def _font(size):
+    import matplotlib  # slow to import, and here for its font alone
+
     path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size)
 

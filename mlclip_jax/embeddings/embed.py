@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mlclip_jax.choices import SHARD_ROWS
 from mlclip_jax.data.pipeline import MAX_SKIPPED, OnceOrder, Skipped, read_batches
-from mlclip_jax.embeddings.shards import SHARD_ROWS, SKIPPED, describe_work, write_shards
+from mlclip_jax.embeddings.shards import SKIPPED, describe_work, write_shards
 from mlclip_jax.embeddings.store import (
     IMAGES,
     TEXTS,
@@ -17,8 +18,6 @@ from mlclip_jax.embeddings.store import (
 from mlclip_jax.errors import InputError
 from mlclip_jax.progress import note, progress_bar
 from mlclip_jax.texts.templates import fill
-
-STORAGE = ("float32", "bfloat16", "float16")
 
 
 def image_origin(backbone):
@@ -143,7 +142,7 @@ def embed_images(
       source: a `Source`.
       folder: to write; it may hold the beginning of the same work, and no other.
       local: whether to keep local features too.
-      storage: dtype in the files, one of `STORAGE`.
+      storage: dtype in the files, one of `choices.STORAGE`.
       batch_size: images at once; by default `default_batch_size()`.
       max_skipped: fraction of the images that may be unreadable; they are listed in `skipped.jsonl`.
       num_workers: see `read_batches`.

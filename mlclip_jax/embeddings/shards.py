@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mlclip_jax import __version__
+from mlclip_jax.choices import SHARD_ROWS
 from mlclip_jax.data.pipeline import Skipped
 from mlclip_jax.embeddings.store import (
     LABELS,
@@ -27,7 +28,7 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.files import locked, make_folder, replacing
 from mlclip_jax.progress import note, progress_bar
 
-SHARD_ROWS, SHARD_BYTES = 4096, 1 << 28  # of a shard, at most; what a kill loses is computed again
+SHARD_BYTES = 1 << 28  # of a shard, at most, as `SHARD_ROWS`
 SKIPPED = "skipped.jsonl"
 
 
