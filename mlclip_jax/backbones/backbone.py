@@ -1,6 +1,7 @@
 """A frozen encoder with its own preprocessing, and the batches in which it encodes."""
 
 import functools
+import operator
 import os
 import reprlib
 import warnings
@@ -41,7 +42,9 @@ class Backbone:
 
     For steps of your own there are the pure functions beneath: `image(parameters, pixels)`,
     `text(parameters, token_ids)` and, of BLIP, `pair(parameters, pixels, token_ids)`. They take what `pixels`
-    and `token_ids` make; under `jax.jit`, what is not used of their results is not computed.
+    and `token_ids` make; under `jax.jit`, what is not used of their results is not computed. `text` in two
+    halves, between which a learnt context may take the place of token embeddings, is
+    `embed_tokens(parameters, token_ids)` and `encode_tokens(parameters, token_embeddings, ends(token_ids))`.
 
     Attributes:
       title: the architecture in words.
@@ -98,6 +101,35 @@ class Backbone:
     def text(self, parameters, token_ids):
         """int32 (b, t) to embeddings (b, D) and local features (b, t, D'), float32."""
         return self._call("text", parameters, token_ids)
+
+    def embed_tokens(self, parameters, token_ids):
+        """int32 (b, t) to token embeddings, before positions are added: (b, t, d), float32."""
+        return self._call("text.embed", parameters, token_ids)
+
+    def ends(self, token_ids):
+        """Where each text (b, t) ends, int32 (b,): the index of its end token, of BLIP's last token."""
+        return self._call("text.ends", self.parameters, token_ids)
+
+    def encode_tokens(self, parameters, token_embeddings, end):
+        """What `text` gives, of token embeddings; differentiable with respect to them.
+
+        Args:
+          parameters: of this backbone.
+          token_embeddings: (b, t, d), from `embed_tokens`, some of them perhaps replaced by learnt ones.
+          end: int (b,), from `ends`; what lies behind it changes nothing before it.
+
+        Returns:
+          Embeddings (b, D) and local features (b, t, D'), float32.
+
+        Raises:
+          InputError: the texts are longer than the context, or there is no text tower.
+        """
+        if self.context_length is not None and token_embeddings.shape[1] > self.context_length:
+            raise InputError(
+                f"texts of {token_embeddings.shape[1]} tokens do not fit {self.fingerprint['name']}, whose "
+                f"context is {self.context_length} tokens; shorten them, or the learnt context"
+            )
+        return self._call("text.encode", parameters, token_embeddings, end)
 
     def pair(self, parameters, pixels, token_ids):
         """BLIP's text tower at an image: its first token (b, d), and logits (b, 2) of no match and match."""
@@ -218,11 +250,12 @@ class Backbone:
 
     def _call(self, name, parameters, *inputs):
         module = merge_module(self._graph, parameters)
-        if not hasattr(module, name):
-            raise self._lacks(name)
+        way_in = name.split(".")[0]  # of "text.encode", "text"
+        if not hasattr(module, way_in):
+            raise self._lacks(way_in)
         # Accelerators would otherwise round the factors of a float32 product; bfloat16 ones are as they are.
         with jax.default_matmul_precision("highest"):
-            return getattr(module, name)(*inputs)
+            return operator.attrgetter(name)(module)(*inputs)
 
     def _lacks(self, name):
         return InputError(f"{self.fingerprint['name']} ({self.title}) {MISSING[name]}")

@@ -30,7 +30,7 @@ from mlclip_jax.backbones.weights import (
 
 
 class BLIP(nnx.Module):
-    """Both towers, projections and matching head.
+    """Both towers and the matching head.
 
     Args:
       config: a `transformers.BlipConfig`.
@@ -39,33 +39,10 @@ class BLIP(nnx.Module):
 
     def __init__(self, config, *, dtype=jnp.float32, rngs):
         image_config, text_config = config.vision_config, config.text_config
-        self.image_tower = ImageTower(image_config, dtype=dtype, rngs=rngs)
-        self.text_tower = TextTower(text_config, image_config.hidden_size, dtype=dtype, rngs=rngs)
-        self.image_projection = linear(image_config.hidden_size, config.image_text_hidden_size, dtype, rngs)
-        self.text_projection = linear(text_config.hidden_size, config.image_text_hidden_size, dtype, rngs)
+        width = config.image_text_hidden_size
+        self.image = ImageTower(image_config, width, dtype=dtype, rngs=rngs)
+        self.text = TextTower(text_config, image_config.hidden_size, width, dtype=dtype, rngs=rngs)
         self.matching_head = linear(text_config.hidden_size, 2, dtype, rngs)
-
-    def image(self, pixels):
-        """Embeddings (class token) and local features (patches), both projected.
-
-        Args:
-          pixels: normalised (b, height, width, 3) of any size; the position embeddings are interpolated.
-
-        Returns:
-          Un-normalised (b, p) and (b, h w, p), float32.
-        """
-        return _first_and_rest(self.image_projection, self.image_tower(pixels), 1)
-
-    def text(self, token_ids):
-        """Embeddings (first token) and local features (all tokens) of texts alone, both projected.
-
-        Args:
-          token_ids: int32 (b, t); the padding id is not attended to.
-
-        Returns:
-          Un-normalised (b, p) and (b, t, p), float32; local features of padding mean nothing.
-        """
-        return _first_and_rest(self.text_projection, self.text_tower(token_ids), 0)
 
     def pair(self, pixels, token_ids):
         """What a text becomes when it attends to an image, and whether the two match.
@@ -77,22 +54,36 @@ class BLIP(nnx.Module):
         Returns:
           The text tower's first token (b, d), and logits (b, 2) of "no match" and "match"; float32.
         """
-        tokens = self.text_tower(token_ids, self.image_tower(pixels))
+        tokens = self.text.tokens(
+            self.text.embed(token_ids), self.text.is_there(token_ids), self.image.tokens(pixels)
+        )
         return tokens[:, 0], self.matching_head(tokens[:, 0]).astype(jnp.float32)
 
 
 class ImageTower(nnx.Module):
-    """A pre-norm vision transformer, normalised at its end."""
+    """A pre-norm vision transformer, normalised at its end; its class token, projected, is the embedding."""
 
-    def __init__(self, config, *, dtype=jnp.float32, rngs):
+    def __init__(self, config, projection_width, *, dtype=jnp.float32, rngs):
         positions = small_normal(rngs, (config.image_size // config.patch_size) ** 2 + 1, config.hidden_size)
         self.patches = Patches(config, positions, use_bias=True, dtype=dtype, rngs=rngs)
         self.layers = nnx.List(
             [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
         )
         self.post_norm = layer_norm(config, rngs)
+        self.projection = linear(config.hidden_size, projection_width, dtype, rngs)
 
     def __call__(self, pixels):
+        """Embeddings, and local features: the patches, projected as the class token is.
+
+        Args:
+          pixels: normalised (b, height, width, 3) of any size; the position embeddings are interpolated.
+
+        Returns:
+          Un-normalised (b, p) and (b, h w, p), float32.
+        """
+        return _first_and_rest(self.projection, self.tokens(pixels), 1)
+
+    def tokens(self, pixels):
         """Normalised pixels to (b, s, d), float32: the class token, then the patches in row order."""
         tokens = self.patches(pixels)
         for layer in self.layers:
@@ -101,9 +92,13 @@ class ImageTower(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """A BERT whose layers may attend to an image between self-attention and perceptron."""
+    """A BERT whose layers may attend to an image between self-attention and perceptron.
 
-    def __init__(self, config, image_width, *, dtype=jnp.float32, rngs):
+    Its first token, projected, is the embedding of a text alone. `encode` is the tower behind its token
+    embeddings, as CLIP's `TextTower` has it.
+    """
+
+    def __init__(self, config, image_width, projection_width, *, dtype=jnp.float32, rngs):
         width = config.hidden_size
         self.token_embedding = nnx.Embed(config.vocab_size, width, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.position_embedding = nnx.Param(small_normal(rngs, config.max_position_embeddings, width))
@@ -111,15 +106,66 @@ class TextTower(nnx.Module):
         self.layers = nnx.List(
             [TextLayer(config, image_width, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
         )
+        self.projection = linear(width, projection_width, dtype, rngs)
         self.padding = config.pad_token_id
 
-    def __call__(self, token_ids, image_tokens=None):
-        """Token ids (b, t) and perhaps image tokens (b, s, d of the image tower) to (b, t, d), float32."""
-        tokens = self.token_embedding(token_ids).astype(jnp.float32)
-        tokens = self.norm(tokens + self.position_embedding[...][None, : token_ids.shape[1]])
+    def __call__(self, token_ids):
+        """Embeddings (first token) and local features (all tokens) of texts alone, both projected.
+
+        Args:
+          token_ids: int32 (b, t); the padding id is not attended to.
+
+        Returns:
+          Un-normalised (b, p) and (b, t, p), float32; local features of padding mean nothing.
+        """
+        return self._project(self.tokens(self.embed(token_ids), self.is_there(token_ids)))
+
+    def embed(self, token_ids):
+        """Token ids (b, t) to their embeddings, without positions: (b, t, d), float32."""
+        return self.token_embedding(token_ids).astype(jnp.float32)
+
+    def is_there(self, token_ids):
+        """Which of the token ids (b, t) are no padding: bool (b, t)."""
+        return token_ids != self.padding
+
+    def ends(self, token_ids):
+        """Where each text ends: int32 (b,), the index of its last id (b, t) that is no padding."""
+        places = jnp.arange(token_ids.shape[1], dtype=jnp.int32)[None]
+        return jnp.max(jnp.where(self.is_there(token_ids), places, 0), axis=1)
+
+    def encode(self, token_embeddings, end):
+        """What `__call__` gives, of token embeddings.
+
+        Args:
+          token_embeddings: (b, t, d) without positions, the first and the last token's included.
+          end: int (b,), the index of the last token; those behind it are not attended to.
+
+        Returns:
+          Un-normalised (b, p) and (b, t, p), float32; local features behind the last token mean nothing.
+        """
+        places = jnp.arange(token_embeddings.shape[1], dtype=jnp.int32)
+        is_there = places[None] <= jnp.asarray(end, jnp.int32)[:, None]
+        return self._project(self.tokens(token_embeddings, is_there))
+
+    def tokens(self, token_embeddings, mask, image_tokens=None):
+        """Token embeddings through all layers, alone or while they attend to an image.
+
+        Args:
+          token_embeddings: (b, t, d) without positions.
+          mask: bool (b, t), which of them are attended to.
+          image_tokens: (b, s, d of the image tower), or None.
+
+        Returns:
+          (b, t, d), float32.
+        """
+        positions = self.position_embedding[...][None, : token_embeddings.shape[1]]
+        tokens = self.norm(token_embeddings + positions)
         for layer in self.layers:
-            tokens = layer(tokens, token_ids != self.padding, image_tokens)
+            tokens = layer(tokens, mask, image_tokens)
         return tokens
+
+    def _project(self, tokens):
+        return _first_and_rest(self.projection, tokens, 0)
 
 
 class TextLayer(nnx.Module):
@@ -152,7 +198,7 @@ def _first_and_rest(projection, tokens, skipped):
 
 
 _IMAGE, _TEXT = r"vision_model\.encoder\.layers\.(\d+)", r"text_encoder\.encoder\.layer\.(\d+)"
-_IMAGE_LAYER, _TEXT_LAYER = r"image_tower/layers/\1", r"text_tower/layers/\1"
+_IMAGE_LAYER, _TEXT_LAYER = r"image/layers/\1", r"text/layers/\1"
 
 
 def _text_attention_rows(key, attention, norm):
@@ -176,10 +222,10 @@ def first_of_first(array):
 
 # Keys of transformers' model.safetensors.
 KEY_TABLE = [
-    (r"vision_model\.embeddings\.class_embedding", "image_tower/patches/class_embedding", first_of_first),
-    (r"vision_model\.embeddings\.position_embedding", "image_tower/patches/position_embedding", first),
-    (r"vision_model\.embeddings\.patch_embedding\.weight", "image_tower/patches/embedding/kernel", conv),
-    (r"vision_model\.embeddings\.patch_embedding\.bias", "image_tower/patches/embedding/bias", identity),
+    (r"vision_model\.embeddings\.class_embedding", "image/patches/class_embedding", first_of_first),
+    (r"vision_model\.embeddings\.position_embedding", "image/patches/position_embedding", first),
+    (r"vision_model\.embeddings\.patch_embedding\.weight", "image/patches/embedding/kernel", conv),
+    (r"vision_model\.embeddings\.patch_embedding\.bias", "image/patches/embedding/bias", identity),
     *stacked_attention_rows(
         rf"{_IMAGE}\.self_attn\.qkv\.weight", rf"{_IMAGE}\.self_attn\.qkv\.bias", f"{_IMAGE_LAYER}/attention"
     ),
@@ -188,17 +234,17 @@ KEY_TABLE = [
     *linear_rows(rf"{_IMAGE}\.mlp\.fc2", f"{_IMAGE_LAYER}/fc2"),
     *norm_rows(rf"{_IMAGE}\.layer_norm1", f"{_IMAGE_LAYER}/norm1"),
     *norm_rows(rf"{_IMAGE}\.layer_norm2", f"{_IMAGE_LAYER}/norm2"),
-    *norm_rows(r"vision_model\.post_layernorm", "image_tower/post_norm"),
-    (r"text_encoder\.embeddings\.word_embeddings\.weight", "text_tower/token_embedding/embedding", identity),
-    (r"text_encoder\.embeddings\.position_embeddings\.weight", "text_tower/position_embedding", identity),
-    *norm_rows(r"text_encoder\.embeddings\.LayerNorm", "text_tower/norm"),
+    *norm_rows(r"vision_model\.post_layernorm", "image/post_norm"),
+    (r"text_encoder\.embeddings\.word_embeddings\.weight", "text/token_embedding/embedding", identity),
+    (r"text_encoder\.embeddings\.position_embeddings\.weight", "text/position_embedding", identity),
+    *norm_rows(r"text_encoder\.embeddings\.LayerNorm", "text/norm"),
     *_text_attention_rows("attention", "attention", "norm1"),
     *_text_attention_rows("crossattention", "image_attention", "image_norm"),
     *linear_rows(rf"{_TEXT}\.intermediate\.dense", f"{_TEXT_LAYER}/fc1"),
     *linear_rows(rf"{_TEXT}\.output\.dense", f"{_TEXT_LAYER}/fc2"),
     *norm_rows(rf"{_TEXT}\.output\.LayerNorm", f"{_TEXT_LAYER}/norm2"),
-    *linear_rows("vision_proj", "image_projection"),
-    *linear_rows("text_proj", "text_projection"),
+    *linear_rows("vision_proj", "image/projection"),
+    *linear_rows("text_proj", "text/projection"),
     *linear_rows("itm_head", "matching_head"),
 ]
 # The range 0, 1, 2, ... that older files store.

@@ -78,6 +78,9 @@ class TextTower(nnx.Module):
     """A causal transformer; its state at the end token, normalised and projected, is the embedding.
 
     As no token sees those behind it, padding of any length and kind leaves the result as it is.
+
+    `encode` is the tower behind its token embeddings, so that learnt ones may take the place of some: prompt
+    learning differentiates with respect to them.
     """
 
     def __init__(self, config, projection_width, *, dtype=jnp.float32, rngs):
@@ -107,13 +110,31 @@ class TextTower(nnx.Module):
         Returns:
           Un-normalised (b, p) and (b, t, p), float32; local features behind the end token mean nothing.
         """
-        tokens = self.token_embedding(token_ids).astype(jnp.float32)
-        tokens = tokens + self.position_embedding[...][None, : token_ids.shape[1]]
-        for layer in self.layers:
-            tokens = layer(tokens)
+        return self.encode(self.embed(token_ids), self.ends(token_ids))
+
+    def embed(self, token_ids):
+        """Token ids (b, t) to their embeddings, without positions: (b, t, d), float32."""
+        return self.token_embedding(token_ids).astype(jnp.float32)
+
+    def ends(self, token_ids):
+        """Where each text ends: int32 (b,), the index of its first end token among its ids (b, t)."""
         # Early configurations name id 2 where the files mean the largest id of the vocabulary.
         is_end = token_ids if self.end_token == 2 else (token_ids == self.end_token).astype(jnp.int32)
-        end = jnp.argmax(is_end, axis=1)
+        return jnp.argmax(is_end, axis=1)
+
+    def encode(self, token_embeddings, end):
+        """What `__call__` gives, of token embeddings.
+
+        Args:
+          token_embeddings: (b, t, d) without positions, the end token's included.
+          end: int (b,), the index of the end token.
+
+        Returns:
+          Un-normalised (b, p) and (b, t, p), float32; local features behind the end token mean nothing.
+        """
+        tokens = token_embeddings + self.position_embedding[...][None, : token_embeddings.shape[1]]
+        for layer in self.layers:
+            tokens = layer(tokens)
         pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
         return tuple(self.projection(self.final_norm(part)).astype(jnp.float32) for part in (pooled, tokens))
 

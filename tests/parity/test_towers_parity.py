@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from clip_cases import images
@@ -24,7 +25,16 @@ import mlclip_jax
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
 
-from torch_outputs import GOLDEN, build, entries, perturb, save, stored_outputs, torch_outputs  # noqa: E402
+from torch_outputs import (  # noqa: E402
+    GOLDEN,
+    build,
+    entries,
+    perturb,
+    save,
+    stored_outputs,
+    torch_outputs,
+    torch_token_gradients,
+)
 
 VIT_L_14_336 = config_with(
     {
@@ -90,6 +100,26 @@ def test_small_models_agree_within_1e_5(tmp_path, case):
             # What an ImageNet ResNet gives is no embedding, and grows to 15 here.
             atol = 1e-5 * (np.abs(expected[name]).max() if case == "resnet" else 1)
             np.testing.assert_allclose(output, expected[name], rtol=0, atol=atol, err_msg=f"{size} {name}")
+
+
+@pytest.mark.parametrize("case", ["clip_quick_gelu", "open_clip_resnet", "blip"])
+def test_gradients_by_token_embeddings_agree_within_1e_5(tmp_path, case):
+    layout, config = CASES[case]
+    model = save_perturbed(tmp_path, layout, config)
+    backbone = mlclip_jax.load_backbone(tmp_path)
+    ids, lengths, _ = backbone._tokenizer(TEXTS)
+    ids = ids[:, : lengths.max()]
+    weights = np.random.default_rng(0).normal(size=(len(ids), backbone.embedding_width)).astype(np.float32)
+    expected = torch_token_gradients(model, layout, ids, lengths, weights)
+
+    @jax.jit
+    @jax.grad
+    def gradient(token_embeddings, parameters):
+        pooled, _ = backbone.encode_tokens(parameters, token_embeddings, backbone.ends(ids))
+        return (pooled * weights).sum()
+
+    ours = gradient(backbone.embed_tokens(backbone.parameters, ids), backbone.parameters)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("case", ["timm_resnet101", pytest.param("timm_vgg16", marks=pytest.mark.slow)])

@@ -100,6 +100,21 @@ def torch_outputs(model, layout, backbone, pictures, texts=TEXTS):
     return {name: array.numpy() for name, array in outputs.items()}
 
 
+def torch_token_gradients(model, layout, ids, lengths, weights):
+    """Gradients, by token embeddings (b, t, d), of the sum of embeddings times `weights` (b, p)."""
+    layer = {
+        "clip": lambda: model.text_model.embeddings.token_embedding,
+        "open_clip": lambda: model.token_embedding,
+        "blip": lambda: model.text_encoder.embeddings.word_embeddings,
+    }[layout]()
+    embedded = []
+    hook = layer.register_forward_hook(lambda *given: embedded.append(given[-1]))
+    pooled, _ = _text(model, layout, torch.from_numpy(ids).long(), _mask(lengths))
+    hook.remove()
+    (gradient,) = torch.autograd.grad((pooled * torch.from_numpy(weights)).sum(), embedded)
+    return gradient.numpy()
+
+
 def _mask(lengths):
     return torch.from_numpy(np.arange(lengths.max())[None] < lengths[:, None]).long()
 
