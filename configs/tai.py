@@ -36,9 +36,13 @@ def get_config(variant=""):
     config, variant, _ = recipes.base("tai", variant, VARIANTS)
     config.texts.number = 10_000
     config.texts.max_labels = 3  # a text names 1 to this many labels
+    config.texts.share = 1.0  # of each batch; the others are images, those of `examples`
+    config.examples = recipes.labelled_images()  # to train on beside the texts, where the share leaves room
     if variant == "embeddings":
-        del config.backbone, config.encoding, config.texts.labels, config.evaluation.images
+        del config.backbone, config.encoding, config.texts.labels
+        del config.evaluation.images, config.examples.images
         config.texts.class_embeddings = placeholder(str)  # .npz or .npy, a row per class
     config.method = recipes.method("tai")
     config.perturbation.radius = 12.0
+    config.perturbation.rows = "texts"
     return config

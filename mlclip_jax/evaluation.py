@@ -7,12 +7,10 @@ import numpy as np
 from mlclip_jax import metrics, recipes
 from mlclip_jax.comparison import SCORINGS, compare
 from mlclip_jax.distributed.processes import is_first
-from mlclip_jax.embeddings.labelled import backbone_of
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.scores import Scores, write_scores
-from mlclip_jax.training.checkpoints import describe
 from mlclip_jax.zero_shot import cosine_scores
 
 SCORES = "scores.npz"  # in a run's folder, of the images that it was evaluated on last
@@ -37,8 +35,9 @@ def evaluate(runs, images, num_samples=1000, protocol="ap"):
     """
     class_embeddings = runs[0].class_embeddings
     _check(runs)
-    images = images._replace(vectors=np.asarray(images.vectors), labels=np.asarray(images.labels))
-    cosine = np.asarray(cosine_scores(images.vectors, class_embeddings.vectors))
+    images, cosine = images.replace(labels=np.asarray(images.labels)), None
+    if "image" in images.features:
+        cosine = np.asarray(cosine_scores(np.asarray(images.features["image"]), class_embeddings.vectors))
     described = _describe_protocol(runs, images, num_samples, protocol)
     methods = {}
     for run in runs:
@@ -74,7 +73,7 @@ def _check(runs):
     class_embeddings, trained = runs[0].class_embeddings, {}
     for run in runs:
         own = run.class_embeddings.origin
-        if any(own[key] != class_embeddings.origin[key] for key in ("sha256", "labels")):
+        if (own.sha256, own.labels) != (class_embeddings.origin.sha256, class_embeddings.origin.labels):
             raise InputError(
                 f"{runs[0].workdir} and {run.workdir} were trained on different class embeddings"
             )
@@ -107,7 +106,8 @@ def figures_of(run, logits, labels):
 
 def _write_evaluation(run, scores, cosine, images, described, protocol):
     labels = images.labels
-    ranked = {scoring: rule(scores, cosine) for scoring, rule in SCORINGS.items()}
+    scorings = {name: rule for name, rule in SCORINGS.items() if name != "fused" or cosine is not None}
+    ranked = {scoring: rule(scores, cosine) for scoring, rule in scorings.items()}
     figures = {
         scoring: 100 * float(mean_average_precision(s, labels, protocol)[0]) for scoring, s in ranked.items()
     }
@@ -119,7 +119,7 @@ def _write_evaluation(run, scores, cosine, images, described, protocol):
         "protocol": described,
         "raw": figures_of(run, scores, labels),
     }
-    origin = f"{run.method.title}, {images.origin['split']}"
+    origin = f"{run.method.title}, {images.origin.split}"
     known = Scores(scores, run.label_names, images.names and tuple(images.names), labels, origin)
     write_scores(run.workdir / SCORES, known)
     with replacing(run.workdir / "evaluation.json") as temporary:
@@ -145,18 +145,14 @@ def _method_name(run, runs):
 def _describe_protocol(runs, images, num_samples, protocol):
     class_embeddings = runs[0].class_embeddings
     counted = int(np.any(images.labels == 1, axis=0).sum())
-    image_size = images.origin.get("image_size")
-    backbone = backbone_of(class_embeddings.origin)
-    template = (class_embeddings.origin.get("backbone") or class_embeddings.origin).get("template")
+    origin, image_size = class_embeddings.origin, images.origin.image_size
     described = {
         "metric": metrics.PROTOCOLS[protocol],
         "classes": f"{counted} of {len(class_embeddings.names)} have a positive and are counted",
-        "images": f"{len(images.vectors)}, {images.origin['split']}",
-        "image size": "not recorded" if image_size is None else "x".join(map(str, image_size)),
-        "class texts": f"{template!r}"
-        if template
-        else f"{class_embeddings.origin['name']}, prompt not recorded",
-        "backbone": describe(backbone) if backbone else "not recorded",
+        "images": f"{len(images)}, {images.origin.split}",
+        "image size": "x".join(map(str, image_size)) or "not recorded",
+        "class texts": repr(origin.prompt) if origin.prompt else f"{origin.name}, prompt not recorded",
+        "backbone": str(origin.encoder or "not recorded"),
         "interval": f"95%, basic paired bootstrap over images, {num_samples} resamples",
     }
     seen = {

@@ -9,20 +9,24 @@ What else its class declares:
 
 - `TITLE`: what tables and errors call it.
 - `RANGES`: what its settings may be, see `ranges.py`. Their defaults are those of `__init__`.
-- `reads`: names of the features that it reads, or a function of all settings that gives them: `image` (b, D),
-  the embeddings, and `image_local` (b, T, D), the local features.
+- `reads`: names of the features that it reads, or a function of all settings that gives them; see
+  `embeddings.store.Embeddings`: `image` (b, D), `image_local` (b, T, D), `text`, `text_local`, `pair`.
 - `open_vocabulary`: whether other class embeddings may replace those of training, or a function of all
   settings that says so. They are then the method's `Frozen` variable `class_embeddings`.
 - `label_axes()`: which of its arrays can be split over devices label by label: a dict from an array's path to
   the dimension that goes over the labels.
 
-Its `nnx.Param`s are trained, and its `Frozen` variables are not.
+- `TRAINABLE`: beginnings of the paths of what is trained, such as `("context",)`, where not every `nnx.Param`
+  is: a frozen tower inside a method stays frozen. Its `Frozen` variables are never trained.
 """
 
 import difflib
 import importlib
 import inspect
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+from flax import nnx
 
 from mlclip_jax.errors import InputError
 
@@ -43,23 +47,20 @@ class Method(NamedTuple):
       reads: names of the features that it reads.
       open_vocabulary: whether it takes other class embeddings after training.
       ranges: what its settings may be.
+      trainable: beginnings of the paths of what is trained; None: every parameter.
       make: `make(class_embeddings, rngs=rngs)` gives the module.
     """
 
     title: str
     settings: dict
-    reads: tuple
+    reads: tuple[str, ...]
     open_vocabulary: bool
     ranges: dict
-    make: object
-
-    @property
-    def reads_local(self):
-        """Whether it reads the local features of images."""
-        return "image_local" in self.reads
+    trainable: tuple[str, ...] | None
+    make: Callable[..., nnx.Module]
 
 
-def find(settings):
+def find(settings: Mapping) -> Method:
     """The method of a recipe.
 
     Args:
@@ -86,11 +87,12 @@ def find(settings):
         reads=_declared(made_by.reads, own),
         open_vocabulary=_declared(made_by.open_vocabulary, own),
         ranges=made_by.RANGES,
+        trainable=getattr(made_by, "TRAINABLE", None),
         make=lambda class_embeddings, *, rngs: made_by(class_embeddings, **own, rngs=rngs),
     )
 
 
-def with_open_vocabulary():
+def with_open_vocabulary() -> str:
     """Which methods take other class embeddings after training, in words."""
     titles = []
     for name in METHODS:

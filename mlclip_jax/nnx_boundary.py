@@ -1,9 +1,11 @@
 """The boundary between Flax NNX modules, which define, and plain JAX, which computes."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import jax
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 
 class Frozen(nnx.Variable):
@@ -20,10 +22,32 @@ def split_module(module):
     return graph, _map_keys(nnx.to_pure_dict(state), str)
 
 
-def split_trainable(module):
-    """What `split_module` gives, in three: the graph, the parameters, and what is `Frozen`."""
-    graph, parameters, frozen = nnx.split(module, nnx.Param, Frozen)
-    return graph, *(_map_keys(nnx.to_pure_dict(state), str) for state in (parameters, frozen))
+def split_trainable(
+    module: nnx.Module, trainable: Sequence[str] | None = None
+) -> tuple[nnx.GraphDef, dict, dict]:
+    """What `split_module` gives, in three: the graph, what is trained, and what is frozen.
+
+    Args:
+      module: of a method.
+      trainable: beginnings of the paths of what is trained, such as "context" or "head.bias"; all other
+        parameters are frozen. None: every `nnx.Param` is trained.
+
+    Raises:
+      ValueError: there is no parameter at one of these paths.
+    """
+
+    def is_named(path, _=None):
+        dotted = ".".join(map(str, path))
+        return trainable is None or any(f"{dotted}.".startswith(f"{named}.") for named in trainable)
+
+    trained = nnx.All(nnx.Param, is_named)
+    graph, parameters, frozen = nnx.split(module, trained, nnx.Any(nnx.Param, Frozen))
+    parameters, frozen = (_map_keys(nnx.to_pure_dict(state), str) for state in (parameters, frozen))
+    paths = [".".join(path) for path in flatten_dict(parameters)]
+    for named in trainable or ():
+        if not any(f"{path}.".startswith(f"{named}.") for path in paths):
+            raise ValueError(f"{type(module).__name__} has no parameter {named!r} to train")
+    return graph, parameters, frozen
 
 
 def abstract_module(make):

@@ -4,11 +4,18 @@ A text embedding t becomes t + noise during training, so that an adapter that on
 learns the region around them, where the images of the same labels lie.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, Shaped
 
 from mlclip_jax.ranges import NOT_NEGATIVE, one_of
 
+ROWS = ("all", "texts", "images")
+Scalar = float | Float[Array | np.ndarray | np.generic, ""]
+Batch = Mapping[str, Shaped[Array, "B ..."]]
 # How long the noise is, as a fraction of the radius, given u uniform in [0, 1) and the dimension d.
 LENGTHS = {
     "surface": lambda u, _: jnp.ones_like(u),
@@ -17,7 +24,9 @@ LENGTHS = {
 }
 
 
-def hypersphere_noise(key, shape, radius, sampling="surface"):
+def hypersphere_noise(
+    key: Key[Array, ""], shape: tuple[int, ...], radius: Scalar, sampling: str = "surface"
+) -> Float[Array, "..."]:
     """Draws noise vectors from a hypersphere around the origin.
 
     Directions are uniform (a normalised Gaussian). Lengths follow `sampling`:
@@ -45,14 +54,15 @@ def hypersphere_noise(key, shape, radius, sampling="surface"):
     return radius * LENGTHS[sampling](uniform, shape[-1]) * direction
 
 
-def make_perturbation(settings):
+def make_perturbation(settings: Mapping) -> Callable[[Key[Array, " B"], Batch, Mapping], Batch]:
     """The perturbation of a recipe: `perturb(keys, batch, hyper) -> batch`.
 
-    It moves what a method reads as `image` by up to `hyper["radius"]`, each example by a key of its own.
-    Local features stay.
+    It moves what a method reads as `image` by up to `hyper["radius"]`, each row by a key of its own, `keys`
+    (b,). Which rows are texts, `is_text` (b,) in the batch says. Local features stay.
 
     Args:
-      settings: its `perturbation`, of which `sampling` is read here.
+      settings: its `perturbation`: `sampling`, a key of `LENGTHS`, and which rows are moved, `rows`, one of
+        `ROWS`.
     """
 
     def perturb_batch(keys, batch, hyper):
@@ -60,22 +70,28 @@ def make_perturbation(settings):
             return batch
 
         def perturb_one(key, embedding):
-            return perturb(key, embedding, hyper["radius"], settings.sampling)
+            return perturb(key, embedding, hyper["radius"], settings["sampling"])
 
-        return batch | {"image": jax.vmap(perturb_one)(keys, batch["image"])}
+        moved = jax.vmap(perturb_one)(keys, batch["image"])
+        if settings["rows"] != "all":
+            is_moved = batch["is_text"] == (settings["rows"] == "texts")
+            moved = jnp.where(is_moved[:, None], moved, batch["image"])
+        return batch | {"image": moved}
 
     return perturb_batch
 
 
-def ranges(reads):
+def ranges(reads: Sequence[str]) -> dict[str, tuple[Callable, str]]:
     """What the settings may be, see `ranges.py`, for a method that reads these features."""
     radius = NOT_NEGATIVE
     if "image_local" in reads:
         radius = (lambda r: r == 0, "0 with local features, which no noise is added to")
-    return {"radius": radius, "sampling": one_of(LENGTHS)}
+    return {"radius": radius, "sampling": one_of(LENGTHS), "rows": one_of(ROWS)}
 
 
-def perturb(key, embeddings, radius, sampling="surface"):
+def perturb(
+    key: Key[Array, ""], embeddings: Float[Array, "... D"], radius: Scalar, sampling: str = "surface"
+) -> Float[Array, "... D"]:
     """Adds `hypersphere_noise` to embeddings `(..., d)`: equation 5, t' = t + noise."""
     noise = hypersphere_noise(key, embeddings.shape, radius, sampling)
     return embeddings + noise.astype(embeddings.dtype)

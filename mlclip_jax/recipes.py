@@ -114,6 +114,7 @@ def base(recipe, given, variants, **options):
     written = [variant, *(f"{key}={value}" for key, value in options.items())]
     config.recipe = f"{recipe}:{','.join(written)}"
     config.seed = 0
+    config.init = placeholder(str)  # folder of a run, whose parameters this one begins with
     config.max_skipped = 0.01  # fraction of the images that may be unreadable
 
     config.backbone = placeholder(str)  # folder or hub name
@@ -133,6 +134,7 @@ def base(recipe, given, variants, **options):
     config.perturbation = ConfigDict()
     config.perturbation.radius = 0.0  # in units of the un-normalised embedding
     config.perturbation.sampling = "surface"
+    config.perturbation.rows = "all"  # of a batch, that are moved; or "texts", "images"
 
     config.loss = loss(options["loss"])
 

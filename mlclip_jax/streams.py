@@ -13,3 +13,4 @@ class Stream(enum.IntEnum):
     TEXTS = 2  # which sentence says them
     ORDER = 3  # of the examples in an epoch
     AUGMENTATION = 4  # of an image
+    SECOND_ORDER = 5  # of the images in an epoch, where texts are trained on beside them

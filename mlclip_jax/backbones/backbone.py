@@ -17,6 +17,7 @@ from mlclip_jax.distributed.sharding import make_mesh, replicated, split_rows, s
 from mlclip_jax.errors import InputError
 from mlclip_jax.nnx_boundary import merge_module
 from mlclip_jax.progress import progress_bar
+from mlclip_jax.provenance import Origin
 
 # What is said of a backbone that lacks a way in.
 MISSING = {"text": "has no text tower", "pair": "does not encode an image and a text together; BLIP does"}
@@ -58,12 +59,13 @@ class Backbone:
       context_length: the most tokens of a text, start and end included; None where there is no text tower.
       dtype: of the products, "float32" or "bfloat16".
       position_embeddings: which features of an image get them, where that can be chosen; else None.
-      fingerprint: dict of `name`, `revision` and `sha256`, which identifies the weights.
+      origin: an `Origin`, whose name, revision and hash identify the weights.
+      image_origin: the same with how images are seen and computed: of an image's embedding.
       parameters: nested dict of the weights, on the devices.
       image_processor: the `ImageProcessor`.
     """
 
-    def __init__(self, graph, parameters, layout, *, dtype, fingerprint, shard_parameters=False):
+    def __init__(self, graph, parameters, layout, *, dtype, origin, shard_parameters=False):
         self._mesh = make_mesh(jax.local_devices())
         self.image_processor = layout.image_processor
         self._tokenizer = layout.tokenizer
@@ -77,7 +79,7 @@ class Backbone:
         self.grid_size = tuple(side // layout.stride for side in self.image_size)
         self.context_length = layout.tokenizer and layout.tokenizer.context_length
         self.dtype, self.position_embeddings = dtype, layout.position_embeddings
-        self.fingerprint = fingerprint
+        self.origin = origin
         places = replicated(self._mesh)
         if shard_parameters:
             places = jax.tree.map(functools.partial(split_widest, self._mesh), parameters)
@@ -85,13 +87,23 @@ class Backbone:
         self._graph = graph
         self._compiled = {}
 
+    @property
+    def image_origin(self) -> Origin:
+        return self.origin.replace(
+            image_size=self.image_size,
+            resize=self.resize,
+            decode=self.decode,
+            dtype=self.dtype,
+            position_embeddings=self.position_embeddings or "",
+        )
+
     def __repr__(self):
         number = sum(array.size for array in jax.tree.leaves(self.parameters))
         number = f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
         height, width = self.image_size
         return (
-            f"{self.fingerprint['name']}: {self.title}, {number} parameters, {self.dtype}, "
-            f"images of {height} x {width}, SHA-256 {self.fingerprint['sha256'][:12]}"
+            f"{self.origin.name}: {self.title}, {number} parameters, {self.dtype}, "
+            f"images of {height} x {width}, SHA-256 {self.origin.sha256[:12]}"
         )
 
     def image(self, parameters, pixels):
@@ -258,7 +270,7 @@ class Backbone:
             return operator.attrgetter(name)(module)(*inputs)
 
     def _lacks(self, name):
-        return InputError(f"{self.fingerprint['name']} ({self.title}) {MISSING[name]}")
+        return InputError(f"{self.origin.name} ({self.title}) {MISSING[name]}")
 
     def _compile(self, name, local):
         if (name, local) not in self._compiled:
@@ -349,7 +361,7 @@ class Backbone:
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         if len(bad):
             raise InputError(
-                f"{self.fingerprint['name']} gives NaN or infinity for {len(bad)} of {len(inputs)} {unit}, "
+                f"{self.origin.name} gives NaN or infinity for {len(bad)} of {len(inputs)} {unit}, "
                 f"the first {reprlib.repr(inputs[bad[0]])}; its weights or that input are damaged"
             )
 

@@ -10,10 +10,11 @@ from mlclip_jax.backbones.clip_resnet import POSITIONS
 from mlclip_jax.backbones.convolution import fold_norms
 from mlclip_jax.backbones.layouts import read_layout
 from mlclip_jax.backbones.processing import DECODES, RESIZES
-from mlclip_jax.backbones.weights import find_checkpoint, fingerprint, load_parameters
+from mlclip_jax.backbones.weights import find_checkpoint, load_parameters
 from mlclip_jax.errors import InputError
 from mlclip_jax.nnx_boundary import abstract_module
 from mlclip_jax.progress import note
+from mlclip_jax.provenance import fingerprint
 
 DTYPES = ("float32", "bfloat16")
 # Settings of `load_backbone`.
@@ -95,7 +96,7 @@ def load_backbone(
         parameters,
         layout._replace(image_processor=image_processor._replace(decode=decode)),
         dtype=dtype,
-        fingerprint=fingerprint(checkpoint.name, checkpoint.revision, [*layout.weights, *layout.settings]),
+        origin=fingerprint(checkpoint.name, checkpoint.revision, [*layout.weights, *layout.settings]),
         shard_parameters=shard_parameters,
     )
     note(backbone)

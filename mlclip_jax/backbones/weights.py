@@ -1,6 +1,5 @@
 """Weights as safetensors, from a folder or the hub, every one of them accounted for."""
 
-import hashlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -226,16 +225,6 @@ def save_parameters(path, table, parameters):
         arrays[key] = np.array(INVERSE[transform](np.asarray(array)), order="C")
     # Not by safetensors itself, which would let only the owner read the file.
     Path(path).write_bytes(save(arrays, metadata={"format": "pt"}))
-
-
-def fingerprint(name, revision, paths):
-    """What identifies frozen weights: `name`, `revision`, and the SHA-256 over the files at `paths`."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with Path(path).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return {"name": str(name), "revision": revision, "sha256": digest.hexdigest()}
 
 
 def _download(name, revision, patterns):

@@ -38,7 +38,8 @@ def main(values):
 def _score_images(values, run):
     """Logits of held-out images, labels, both (N, K), where they come from, and hashes of the embeddings."""
     from mlclip_jax.embeddings.labelled import read_images
-    from mlclip_jax.runs import EMBEDDED, row_hashes
+    from mlclip_jax.provenance import row_hashes
+    from mlclip_jax.runs import EMBEDDED
 
     images = read_images(
         {"embeddings": values.embeddings, "images": values.images, "labels": values.labels},
@@ -46,17 +47,17 @@ def _score_images(values, run):
         lambda: run.with_backbone().backbone,
         run.workdir / EMBEDDED,
         purpose="calibrate on",
-        local=run.method.reads_local,
+        reads=run.method.reads,
         max_skipped=values.max_skipped,
     )
     seen = run.count_trained_on(images)
     if seen:
         raise InputError(
-            f"{seen} of the {len(images.vectors)} images were trained on, where every probability looks "
+            f"{seen} of the {len(images)} images were trained on, where every probability looks "
             "right; calibrate on others"
         )
     logits = np.asarray(run.score(images))
-    return logits, images.labels, images.origin["split"], row_hashes(images.vectors)
+    return logits, images.labels, images.origin.split, row_hashes(images.vectors)
 
 
 def _read_scores(values, run):

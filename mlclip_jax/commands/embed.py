@@ -28,8 +28,6 @@ def main(values):
 
     if (values.images is None) == (values.texts is None):
         raise InputError("give either --images=FOLDER or --texts=FILE")
-    if values.local and values.images is None:
-        raise InputError("--local is for --images: no adapter reads local features of texts")
     if values.template is not None:
         check_template(values.template)
     output = Path(values.output)
@@ -53,7 +51,7 @@ def main(values):
             backbone,
             source,
             folder,
-            local=values.local,
+            features=values.features or ["image"],
             storage=values.storage,
             batch_size=values.batch_size,
             max_skipped=values.max_skipped,
@@ -61,24 +59,25 @@ def main(values):
             shard_rows=values.shard_rows,
         )
     else:
-        texts, origin = lines, backbone.fingerprint
+        texts, origin = lines, backbone.origin
         if values.template is not None:
             texts = [fill(values.template, [name]) for name in lines]
-            origin = origin | {"template": values.template}
-        embed_texts(backbone, texts, folder, names=lines, origin=origin, storage=values.storage)
+            origin = origin.replace(template=values.template)
+        how = {"features": values.features or ["text"], "storage": values.storage}
+        embed_texts(backbone, texts, folder, names=lines, origin=origin, **how)
     if not (read_manifest(folder) or {}).get("complete"):
         print(f"{folder}: this process has done its share")
         return
     embeddings = read_embeddings(folder)
-    count, width = embeddings.vectors.shape
-    local = "" if embeddings.local is None else f", each with {embeddings.local.shape[1]} local ones,"
+    shapes = {name: "x".join(map(str, x.shape[1:])) for name, x in embeddings.features.items()}
+    described = ", ".join(f"{name} ({shape})" for name, shape in shapes.items())
     if folder != output:
         write_embeddings(output, embeddings)
         if (folder / SKIPPED).is_file():
             (folder / SKIPPED).replace(output.with_name(f"{output.name}.{SKIPPED}"))
         folder.rename(finished)  # at once: a folder that is half removed could not be resumed
         shutil.rmtree(finished)
-    print(f"{count} embeddings of width {width}{local} in {output}")
+    print(f"{len(embeddings)} embeddings in {output}: {described}")
 
 
 def define_flags(values, _):
@@ -106,8 +105,12 @@ def define_flags(values, _):
     flags.DEFINE_string(
         "images", None, "folder of images, or a dataset such as voc:FOLDER,split=test", flag_values=values
     )
-    flags.DEFINE_boolean(
-        "local", False, "keep images' local features too, which some adapters read", flag_values=values
+    flags.DEFINE_list(
+        "features",
+        None,
+        "of image (default), image_local and, of images with captions, text, text_local, pair; of texts, of "
+        "text (default) and text_local",
+        flag_values=values,
     )
     flags.DEFINE_string("texts", None, "text file, one text or name per line", flag_values=values)
     flags.DEFINE_string(

@@ -41,10 +41,10 @@ def main(values):
     source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
     if not (values.embeddings or values.images):  # the images of the run, perhaps with other labels
         source = {**config.evaluation, "labels": values.labels or config.evaluation.labels}
-    local = any(run.method.reads_local for run in runs)
+    reads = tuple(dict.fromkeys(name for run in runs for name in run.method.reads))
     folder = runs[0].workdir / EMBEDDED
     class_embeddings, allowed = runs[0].class_embeddings, values.max_skipped
-    images = read_images(source, class_embeddings, load_backbone, folder, local=local, max_skipped=allowed)
+    images = read_images(source, class_embeddings, load_backbone, folder, reads=reads, max_skipped=allowed)
     print_comparison(*evaluate(runs, images, values.bootstrap, values.protocol))
 
 

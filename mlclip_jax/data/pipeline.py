@@ -18,7 +18,7 @@ MAX_SKIPPED = 0.01  # of all images, by default
 SHOWN = 3  # skipped images in a message
 
 
-def batch_indices(seed, step, num_examples, batch_size):
+def batch_indices(seed, step, num_examples, batch_size, stream=Stream.ORDER):
     """The examples of global batch `step`: a function of position alone, so that resuming needs no state.
 
     Each epoch is a fresh permutation of all examples; a batch may span the end of one and the start of the
@@ -29,6 +29,7 @@ def batch_indices(seed, step, num_examples, batch_size):
       step: t, counted from 0.
       num_examples: N.
       batch_size: B, of the global batch.
+      stream: of random numbers, from which the orders follow.
 
     Returns:
       int32 `(B,)`, indices in [0, N).
@@ -38,13 +39,13 @@ def batch_indices(seed, step, num_examples, batch_size):
     indices = np.empty(batch_size, np.int32)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        indices[here] = _epoch_order(seed, int(epoch), num_examples)[offsets[here]]
+        indices[here] = _epoch_order(seed, int(epoch), num_examples, stream)[offsets[here]]
     return indices
 
 
-@functools.lru_cache(maxsize=2)
-def _permutation(seed, epoch, num_examples):
-    return np.random.default_rng([seed, Stream.ORDER, epoch]).permutation(num_examples)
+@functools.lru_cache(maxsize=4)  # of two epochs, of two sets of examples
+def _permutation(seed, epoch, num_examples, stream):
+    return np.random.default_rng([seed, stream, epoch]).permutation(num_examples)
 
 
 def _epoch_order(*which):

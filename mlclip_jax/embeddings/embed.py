@@ -1,42 +1,63 @@
-"""Embeds images and texts: in memory, or into a folder of shards that resumes where it was stopped."""
+"""Embeds images, their captions and texts: in memory, or into a folder that resumes where it was stopped."""
 
-import hashlib
-import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Float32, Int
 
+from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.choices import SHARD_ROWS
 from mlclip_jax.data.pipeline import MAX_SKIPPED, OnceOrder, Skipped, read_batches
-from mlclip_jax.embeddings.shards import SKIPPED, describe_work, write_shards
-from mlclip_jax.embeddings.store import (
-    IMAGES,
-    TEXTS,
-    Embeddings,
-)
+from mlclip_jax.data.sources import Source
+from mlclip_jax.embeddings.shards import SKIPPED, Work, write_shards
+from mlclip_jax.embeddings.store import FEATURES, Embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.progress import note, progress_bar
+from mlclip_jax.provenance import Origin, hash_names
 from mlclip_jax.texts.templates import fill
 
-
-def image_origin(backbone):
-    """What decides the embedding of an image: the backbone's fingerprint, and how it sees and computes."""
-    return backbone.fingerprint | {
-        "image_size": list(backbone.image_size),
-        "resize": backbone.resize,
-        "decode": backbone.decode,
-        "dtype": backbone.dtype,
-        "position_embeddings": backbone.position_embeddings,
-    }
+OF_IMAGES = ("image", "image_local")  # all other features need a caption
+OF_TEXTS = ("text", "text_local")
+TEXTS_AT_ONCE = 1024  # among which those of like length share a batch
 
 
-def default_batch_size():
+def default_batch_size() -> int:
     """Images that are encoded at once: 32 on a CPU, 256 for each accelerator."""
     return 32 if jax.default_backend() == "cpu" else 256 * jax.local_device_count()
 
 
-def encode_source(backbone, source, indices, skipped, *, local=False, batch_size=None, num_workers=0):
+def check_features(features: Iterable[str], known: Sequence[str], captions: bool = True) -> None:
+    """Refuses features that no backbone makes of these inputs.
+
+    Args:
+      features: their names.
+      known: those that can be made.
+      captions: whether there are captions.
+
+    Raises:
+      InputError: one is not known, comes twice, or needs captions that are not there.
+    """
+    features = list(features)
+    for name in features:
+        if name not in known or features.count(name) > 1:
+            raise InputError(f"invalid --features={','.join(features)}: must be some of {', '.join(known)}")
+        if name not in OF_IMAGES and not captions:
+            raise InputError(f"{name} is a feature of images with captions, and these have none")
+
+
+def encode_source(
+    backbone: Backbone,
+    source: Source,
+    indices: Sequence[int] | Int[np.ndarray, " N"],
+    skipped: Skipped,
+    *,
+    features: Sequence[str] = ("image",),
+    batch_size: int | None = None,
+    num_workers: int = 0,
+) -> Iterator[tuple[Int[np.ndarray, " B"], dict[str, Float32[np.ndarray, "B ..."]]]]:
     """Embeds images of a source; they are read, decoded, moved and encoded at the same time.
 
     Args:
@@ -44,16 +65,15 @@ def encode_source(backbone, source, indices, skipped, *, local=False, batch_size
       source: a `Source`.
       indices: of the images.
       skipped: a `Skipped`, to which those that cannot be read are added.
-      local: whether to compute local features too.
+      features: which to compute, see `Embeddings`; all but `OF_IMAGES` are of the captions too.
       batch_size: images at once; by default `default_batch_size()`.
       num_workers: see `read_batches`.
 
     Yields:
-      The indices (b,) of each batch, -1 where there is no image or none that can be read; and the outputs,
-      float32: embeddings (b, D) and, with `local`, local features (b, T, D').
+      The indices of each batch, -1 where there is no image or none that can be read; and the features.
 
     Raises:
-      InputError: too many cannot be read; or an embedding is NaN or infinite.
+      InputError: too many cannot be read; or a feature is NaN or infinite.
     """
     batch_size = batch_size or default_batch_size()
     batch_size += -batch_size % jax.local_device_count()
@@ -67,19 +87,76 @@ def encode_source(backbone, source, indices, skipped, *, local=False, batch_size
     order = OnceOrder(indices, batch_size)
     batches = read_batches(source, order, batch_size, prepare, num_workers=num_workers)
     stream = ((batch, batch.data.get("pixels", nothing)) for batch in batches)
-    for batch, outputs in backbone.encode_pixels(stream, local=local):
+    for batch, outputs in backbone.encode_pixels(stream, local="image_local" in features):
         skipped.add(batch.skipped)
-        finite = [np.isfinite(output).reshape(len(output), -1).all(axis=1) for output in outputs]
+        computed = dict(zip(OF_IMAGES, outputs))
+        if not set(features) <= set(OF_IMAGES):
+            captions = ["" if index < 0 else source.captions[index] for index in batch.indices]
+            computed |= encode_texts(backbone, captions, features)
+            if "pair" in features:
+                pixels = list(batch.data.get("pixels", nothing))
+                computed["pair"], _ = backbone.encode_pairs(pixels, captions, batch_size=batch_size)
+        computed = {name: computed[name] for name in features}
+        finite = [np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in computed.values()]
         bad = (batch.indices >= 0) & ~np.all(finite, axis=0)
         if np.any(bad):
             raise InputError(
-                f"{backbone.fingerprint['name']} gives NaN or infinity for "
+                f"{backbone.origin.name} gives NaN or infinity for "
                 f"{source.names[batch.indices[bad][0]]}; its weights or that image are damaged"
             )
-        yield batch.indices, outputs
+        yield batch.indices, computed
 
 
-def embed_in_memory(backbone, source, *, local=False, max_skipped=MAX_SKIPPED):
+def encode_texts(
+    backbone: Backbone, texts: Sequence[str], features: Iterable[str], batch_size: int = 64
+) -> dict[str, Float32[np.ndarray, "N ..."]]:
+    """Those of `features` that are of texts: `text` (N, D), `text_local` (N, context length, D)."""
+    if "text_local" not in features:
+        return {"text": backbone.encode_texts(texts, batch_size=batch_size)} if "text" in features else {}
+    encoded = backbone.encode_texts(texts, local=True, batch_size=batch_size)
+    missing = (backbone.context_length or 0) - encoded.local.shape[1]
+    return {"text": encoded.embeddings, "text_local": np.pad(encoded.local, [(0, 0), (0, missing), (0, 0)])}
+
+
+def encode_images(
+    backbone: Backbone,
+    images: Sequence,
+    features: Sequence[str] = ("image",),
+    captions: Sequence[str] | None = None,
+) -> Embeddings:
+    """`Embeddings` of a few images.
+
+    Args:
+      backbone: a `Backbone`.
+      images: list of paths, `PIL.Image`s or uint8 arrays (h, w, 3).
+      features: which to compute, see `Embeddings`.
+      captions: one of each image, for all features but `OF_IMAGES`.
+
+    Raises:
+      InputError: an image cannot be read; it is named. Or captions are missing.
+    """
+    check_features(features, list(FEATURES), captions is not None)
+    if "image_local" in features:
+        encoded = backbone.encode_images(images, local=True)
+        computed = {"image": encoded.embeddings, "image_local": encoded.local}
+    else:
+        computed = {"image": backbone.encode_images(images)}
+    if captions is not None:
+        if len(captions) != len(images):
+            raise InputError(f"{len(captions)} captions for {len(images)} images; give one for each")
+        computed |= encode_texts(backbone, captions, features)
+        if "pair" in features:
+            computed["pair"], _ = backbone.encode_pairs(images, captions)
+    return Embeddings({name: computed[name] for name in features})
+
+
+def embed_in_memory(
+    backbone: Backbone,
+    source: Source,
+    *,
+    features: Sequence[str] = ("image",),
+    max_skipped: float = MAX_SKIPPED,
+) -> Embeddings:
     """The `Embeddings` of a small source; images that cannot be read are left out, and named in a line.
 
     Raises:
@@ -88,25 +165,26 @@ def embed_in_memory(backbone, source, *, local=False, max_skipped=MAX_SKIPPED):
     skipped = Skipped(source.names, None, max_skipped)
     kept, parts = [], []
     with progress_bar(len(source), "embedding", "images") as bar:
-        for indices, outputs in encode_source(backbone, source, range(len(source)), skipped, local=local):
+        for indices, outputs in encode_source(
+            backbone, source, range(len(source)), skipped, features=features
+        ):
             there = indices >= 0
             kept.append(indices[there])
-            parts.append([output[there] for output in outputs])
+            parts.append({name: output[there] for name, output in outputs.items()})
             bar.update(int(there.sum()))
     kept = np.concatenate(kept)
-    vectors, *rest = (np.concatenate(arrays) for arrays in zip(*parts))
     report(source, skipped)
     return Embeddings(
-        vectors,
+        {name: np.concatenate([part[name] for part in parts]) for name in features},
         names=tuple(source.names[i] for i in kept),
         labels=source.labels[kept] if source.label_names else None,
         label_names=source.label_names or None,
-        origin=image_origin(backbone),
-        local=rest[0] if local else None,
+        captions=source.captions and tuple(source.captions[i] for i in kept),
+        origin=backbone.image_origin,
     )
 
 
-def report(source, skipped):
+def report(source: Source, skipped: Skipped) -> None:
     """Says on standard error what a source left out, and which images could not be read."""
     for remark in source.remarks:
         note(f"{source.title}: {remark}")
@@ -114,24 +192,25 @@ def report(source, skipped):
         note(skipped)
 
 
-def embed_names(backbone, names, template):
+def embed_names(backbone: Backbone, names: Sequence[str], template: str) -> Embeddings:
     """Embeds `template` filled with each name, "a photo of a dog." for "dog"; see `templates.fill`."""
     vectors = backbone.encode_texts([fill(template, [name]) for name in names])
-    return Embeddings(vectors, names=tuple(names), origin=backbone.fingerprint | {"template": template})
+    origin = backbone.origin.replace(template=template, labels=hash_names(names))
+    return Embeddings({"text": vectors}, names=tuple(names), origin=origin)
 
 
 def embed_images(
-    backbone,
-    source,
-    folder,
+    backbone: Backbone,
+    source: Source,
+    folder: str | os.PathLike,
     *,
-    local=False,
-    storage="float32",
-    batch_size=None,
-    max_skipped=MAX_SKIPPED,
-    num_workers=0,
-    shard_rows=SHARD_ROWS,
-):
+    features: Sequence[str] = ("image",),
+    storage: str = "float32",
+    batch_size: int | None = None,
+    max_skipped: float = MAX_SKIPPED,
+    num_workers: int = 0,
+    shard_rows: int = SHARD_ROWS,
+) -> None:
     """Embeds a source into a folder of shards, which `read_embeddings` maps into memory.
 
     Stopped at any moment and called again, it resumes with the shards that are missing. Of several JAX
@@ -141,7 +220,7 @@ def embed_images(
       backbone: a `Backbone`.
       source: a `Source`.
       folder: to write; it may hold the beginning of the same work, and no other.
-      local: whether to keep local features too.
+      features: which to keep, see `Embeddings`; all but `OF_IMAGES` need captions.
       storage: dtype in the files, one of `choices.STORAGE`.
       batch_size: images at once; by default `default_batch_size()`.
       max_skipped: fraction of the images that may be unreadable; they are listed in `skipped.jsonl`.
@@ -149,56 +228,85 @@ def embed_images(
       shard_rows: images of a shard, at most; a kill loses the shards that were not finished.
 
     Raises:
-      InputError: too many images cannot be read; the folder holds other work, or cannot be written; or a
-        value is too large for `storage`.
+      InputError: there is no such feature; too many images cannot be read; the folder holds other work, or
+        cannot be written; or a value is too large for `storage`.
     """
+    check_features(features, list(FEATURES), source.captions is not None)
     batch_size = batch_size or default_batch_size()
     batch_size += -batch_size % jax.local_device_count()
-    width = backbone.embedding_width
-    if local:
-        width += backbone.grid_size[0] * backbone.grid_size[1] * backbone.local_width
-    origin = image_origin(backbone)
-    description = describe_work(IMAGES, origin, source.title, source.folder, source.digest, len(source))
-    description |= {
-        "label_names": list(source.label_names),
-        "local": local,
-        "remarks": list(source.remarks),
-        "dtype": storage,
-    }
+    work = Work(
+        widths={name: _size(backbone, name) for name in features},
+        origin=backbone.image_origin,
+        names=source.names,
+        digest=source.digest,
+        dtype=storage,
+        title=source.title,
+        folder=source.folder,
+        remarks=source.remarks,
+        labels=source.labels,
+        label_names=source.label_names,
+        captions=source.captions,
+    )
     skipped = Skipped(source.names, Path(folder) / SKIPPED, max_skipped)
 
     def encode(indices):
-        return encode_source(
-            backbone, source, indices, skipped, local=local, batch_size=batch_size, num_workers=num_workers
-        )
+        how = {"features": features, "batch_size": batch_size, "num_workers": num_workers}
+        return encode_source(backbone, source, indices, skipped, **how)
 
-    known = {"labels": source.labels, "captions": source.captions, "shard_rows": shard_rows}
-    write_shards(folder, description, width, batch_size, encode, skipped, **known)
+    write_shards(folder, work, batch_size, encode, skipped, shard_rows=shard_rows)
     report(source, skipped)
 
 
-def embed_texts(backbone, texts, folder, *, names=None, origin=None, storage="float32", batch_size=64):
+def embed_texts(
+    backbone: Backbone,
+    texts: Sequence[str],
+    folder: str | os.PathLike,
+    *,
+    features: Sequence[str] = ("text",),
+    names: Sequence[str] | None = None,
+    origin: Origin | None = None,
+    storage: str = "float32",
+    batch_size: int = 64,
+) -> None:
     """The same for texts.
 
     Args:
       backbone: a `Backbone`.
       texts: list of strings.
       folder: as of `embed_images`.
+      features: of `OF_TEXTS`, which to keep.
       names: what to call them; by default the texts themselves.
-      origin: what made them; by default the backbone's fingerprint.
+      origin: what made them; by default the backbone alone.
       storage: as of `embed_images`.
       batch_size: texts at once.
     """
+    check_features(features, OF_TEXTS)
     names = texts if names is None else names
-    known = hashlib.sha256(json.dumps([texts, names]).encode()).hexdigest()
-    description = describe_work(TEXTS, origin or backbone.fingerprint, "texts", None, known, len(texts))
-    description |= {"label_names": [], "local": False, "remarks": [], "dtype": storage}
+    work = Work(
+        widths={name: _size(backbone, name) for name in features},
+        origin=origin or backbone.origin,
+        names=names,
+        digest=hash_names([*texts, *names]),
+        dtype=storage,
+        named="caption",
+        title="texts",
+    )
 
     def encode(indices):
-        rows = description["shard_rows"]
-        for start in range(0, len(indices), rows):
-            own = indices[start : start + rows]
-            yield own, [backbone.encode_texts([texts[i] for i in own], batch_size=batch_size)]
+        for start in range(0, len(indices), TEXTS_AT_ONCE):
+            own = indices[start : start + TEXTS_AT_ONCE]
+            encoded = encode_texts(backbone, [texts[i] for i in own], features, batch_size)
+            yield own, {name: encoded[name] for name in features}
 
     skipped = Skipped(names, Path(folder) / SKIPPED)
-    write_shards(folder, description, backbone.embedding_width, 1, encode, skipped)
+    write_shards(folder, work, TEXTS_AT_ONCE, encode, skipped)
+
+
+def _size(backbone, feature):
+    """How many numbers a feature of one example has."""
+    places = backbone.grid_size[0] * backbone.grid_size[1]
+    return {
+        "image_local": places * backbone.local_width,
+        "text_local": (backbone.context_length or 0) * backbone.embedding_width,
+        "pair": backbone.pair_width or 0,
+    }.get(feature, backbone.embedding_width)

@@ -2,46 +2,54 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.pipeline import MAX_SKIPPED
+from mlclip_jax.data.sources import Source
 from mlclip_jax.data.tables import labels_in_order, read_labels
 from mlclip_jax.distributed.processes import all_or_none
-from mlclip_jax.embeddings.embed import embed_images, image_origin
-from mlclip_jax.embeddings.store import blocks, read_embeddings
+from mlclip_jax.embeddings.embed import embed_images
+from mlclip_jax.embeddings.rows import blocks
+from mlclip_jax.embeddings.store import Embeddings, read_embeddings
 from mlclip_jax.errors import InputError
-from mlclip_jax.training.checkpoints import describe
+from mlclip_jax.provenance import UNKNOWN
+
+JOINT = ("image", "image_local", "text", "text_local")  # features of the width of class embeddings
 
 
 def read_images(
-    source,
-    class_embeddings,
-    load_backbone,
-    folder,
+    source: Mapping,
+    class_embeddings: Embeddings,
+    load_backbone: Callable[[], Backbone] | None,
+    folder: str | os.PathLike | None,
     *,
-    purpose="score",
-    flag="--",
-    local=False,
-    max_skipped=MAX_SKIPPED,
-):
-    """The images to score, or to train on: `Embeddings` whose labels have the columns of `class_embeddings`.
+    purpose: str = "score",
+    flag: str = "--",
+    reads: Sequence[str] = ("image",),
+    max_skipped: float = MAX_SKIPPED,
+) -> Embeddings:
+    """The images to score, or to train on: their labels have the columns of `class_embeddings`.
 
     Args:
       source: a mapping with `embeddings` (a file, or a folder of shards) or `images` (a folder, or what
         `datasets.open_images` opens), and `labels` (a table, where these have none, or to replace them).
-      class_embeddings: `Embeddings` of the classes.
+      class_embeddings: of the classes.
       load_backbone: called without arguments where images have to be embedded.
       folder: where to keep the embeddings of images, so that they are made once.
       purpose: what they are for, which errors name.
       flag: what the flags begin with that name these files.
-      local: whether local features are needed too.
+      reads: the features that are needed; the result has these, and `image` where there is such, from which
+        plain cosine is computed.
       max_skipped: fraction of the images that may be unreadable.
 
     Raises:
-      InputError: these embeddings were made by another backbone, have another width or lack local features;
+      InputError: these embeddings were made by another backbone, have another width or lack a feature;
         or the images have no labels, or labels of other classes.
     """
     if source.get("embeddings") and source.get("images"):
@@ -49,26 +57,30 @@ def read_images(
     split = source.get("embeddings") or source.get("images")
     if not split:
         raise InputError(f"no images to {purpose}: give {flag}embeddings=FILE or {flag}images=FOLDER")
+    wanted = tuple(dict.fromkeys(("image", *reads)))
     if source.get("embeddings"):
-        images = read_embeddings(split)
+        images = read_embeddings(split, reads=wanted)
     else:
         opened = open_images(split)
-        images = embedded_once(opened, load_backbone(), folder, local=local, max_skipped=max_skipped)
-    if local and images.local is None:
-        raise InputError(f"{split} holds no local features, which this adapter reads; embed with --local")
-    if not local:
-        images = images._replace(local=None)
-    expected_width = class_embeddings.vectors.shape[1]
-    for what, array in (("embeddings", images.vectors), ("local features", images.local)):
-        if array is not None and array.shape[-1] != expected_width:
+        images = embedded_once(opened, load_backbone(), folder, features=wanted, max_skipped=max_skipped)
+    missing = [name for name in reads if name not in images.features]
+    if missing:
+        raise InputError(
+            f"{split} holds no {missing[0]}, which this method reads, but {', '.join(images.features)}; "
+            f"embed with --features={','.join(wanted)}"
+        )
+    images = images.replace(features=images.only(name for name in wanted if name in images.features))
+    width = class_embeddings.vectors.shape[1]
+    for name, feature in images.features.items():
+        if name in JOINT and feature.shape[-1] != width:
             raise InputError(
-                f"{split}: {what} are {array.shape[-1]} wide, the class texts {expected_width}; "
+                f"{split}: {name} is {feature.shape[-1]} wide, the class embeddings {width}; "
                 "both must come from one backbone"
             )
-    backbones = [backbone_of(embeddings.origin) for embeddings in (images, class_embeddings)]
-    if all(backbones) and backbones[0]["sha256"] != backbones[1]["sha256"]:
+    made_by, classes_by = ((known.origin or UNKNOWN).encoder for known in (images, class_embeddings))
+    if made_by and classes_by and made_by.sha256 != classes_by.sha256:
         raise InputError(
-            f"{split} was made by {describe(backbones[0])}, the class texts by {describe(backbones[1])}; "
+            f"{split} was made by {made_by}, the class embeddings by {classes_by}; "
             "both must come from one backbone"
         )
     labels = _aligned_labels(source.get("labels"), split, images, class_embeddings.names, flag)
@@ -76,35 +88,26 @@ def read_images(
         raise InputError(
             f"{split}: no image has any of the {len(class_embeddings.names)} labels, so no mAP exists"
         )
-    origin = (images.origin or {}) | {"split": str(split)}
-    return images._replace(labels=labels, label_names=class_embeddings.names, origin=origin)
+    origin = (images.origin or UNKNOWN).replace(split=str(split))
+    return images.replace(labels=labels, label_names=tuple(class_embeddings.names), origin=origin)
 
 
-def embedded_once(source, backbone, folder, *, local=False, max_skipped=MAX_SKIPPED):
+def embedded_once(
+    source: Source,
+    backbone: Backbone,
+    folder: str | os.PathLike,
+    *,
+    features: Sequence[str] = ("image",),
+    max_skipped: float = MAX_SKIPPED,
+) -> Embeddings:
     """The embeddings of a source, made now or found in a subfolder of `folder` that is named after both."""
-    origin = image_origin(backbone) | {"name": "", "revision": ""}  # its hash tells which it is
-    known = [source.folder, source.digest, source.changes(), origin, local]
+    origin = backbone.image_origin.replace(name="", revision="").to_dict()  # its hash tells which it is
+    known = [source.folder, source.digest, source.changes(), origin, list(features)]
     known = json.dumps(known, sort_keys=True)
     folder = Path(folder) / hashlib.sha256(known.encode()).hexdigest()[:16]
     with all_or_none():  # of several processes, each embeds its share
-        embed_images(backbone, source, folder, local=local, max_skipped=max_skipped)
+        embed_images(backbone, source, folder, features=features, max_skipped=max_skipped)
     return read_embeddings(folder)
-
-
-def backbone_of(origin):
-    """The fingerprint of the backbone behind embeddings of this origin, or None where it was not recorded."""
-    backbone = None if origin is None else origin.get("backbone", origin)
-    return backbone and {key: value for key, value in backbone.items() if key != "labels"}
-
-
-def digest(images):
-    """SHA-256 of what a run learns from `Embeddings` with labels."""
-    content = hashlib.sha256()
-    for part in (images.vectors, images.labels, images.local):
-        if part is not None:
-            for block in blocks(part):
-                content.update(np.ascontiguousarray(block).data)
-    return content.hexdigest()
 
 
 def _aligned_labels(path, split, images, label_names, flag):
@@ -124,8 +127,8 @@ def _aligned_labels(path, split, images, label_names, flag):
     missing = sorted(set(label_names) ^ set(images.label_names))
     if missing:
         raise InputError(
-            f"{split} and the class texts name different classes: {len(missing)} are in only one of them, "
-            f"such as {missing[0]!r}"
+            f"{split} and the class embeddings name different classes: {len(missing)} are in only one of "
+            f"them, such as {missing[0]!r}"
         )
     if tuple(label_names) == tuple(images.label_names):
         return images.labels

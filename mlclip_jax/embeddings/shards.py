@@ -1,7 +1,10 @@
 """Embeddings as a folder of shards: written whole or not at all, and resumed where it was stopped."""
 
 import contextlib
+import dataclasses
 import json
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,79 +12,105 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int, Int8
 from pyarrow import parquet
 
 from mlclip_jax import __version__
 from mlclip_jax.choices import SHARD_ROWS
 from mlclip_jax.data.pipeline import Skipped
-from mlclip_jax.embeddings.store import (
-    LABELS,
-    LOCAL,
-    MANIFEST,
-    METADATA,
-    TEXTS,
-    read_manifest,
-    refused_parquet,
-    shard_path,
-)
+from mlclip_jax.embeddings.rows import refused_parquet
+from mlclip_jax.embeddings.store import LABELS, MANIFEST, METADATA, VERSION, read_manifest, shard_path
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import locked, make_folder, replacing
 from mlclip_jax.progress import note, progress_bar
+from mlclip_jax.provenance import Origin
 
 SHARD_BYTES = 1 << 28  # of a shard, at most, as `SHARD_ROWS`
 SKIPPED = "skipped.jsonl"
 
 
-def describe_work(kind, origin, title, folder, digest, number):
-    """The beginning of a manifest."""
-    return {
-        "version": 1,
-        "kind": kind,
-        "origin": origin,
-        "source": title,
-        "folder": folder,
-        "digest": digest,
-        "examples": number,
-    }
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is to be embedded into a folder.
+
+    Attributes:
+      widths: how many numbers of each feature an example has, by the feature's name.
+      origin: the backbone, and how it computes.
+      names: of the N examples.
+      digest: what else tells which they are.
+      dtype: in the files.
+      named: what the column of names is called.
+      title, folder, remarks: of the source, for people.
+      labels: int8 (N, K), where there are `label_names`.
+      label_names: K names.
+      captions: N sentences about the images, or None.
+    """
+
+    widths: dict[str, int]
+    origin: Origin
+    names: Sequence[str]
+    digest: str
+    dtype: str
+    named: str = "image_path"
+    title: str = ""
+    folder: str | None = None
+    remarks: Sequence[str] = ()
+    labels: Int8[np.ndarray, "N K"] | None = None
+    label_names: Sequence[str] = ()
+    captions: Sequence[str] | None = None
+
+    @property
+    def unit(self) -> str:
+        """What is embedded, in words."""
+        return "images" if self.named == "image_path" else "texts"
+
+    def describe(self) -> dict:
+        """The beginning of a manifest."""
+        return {
+            "version": VERSION,
+            "features": list(self.widths),
+            "origin": self.origin,
+            "source": self.title,
+            "folder": self.folder,
+            "digest": self.digest,
+            "examples": len(self.names),
+            "label_names": list(self.label_names),
+            "remarks": list(self.remarks),
+            "dtype": self.dtype,
+        }
 
 
 def write_shards(
-    folder,
-    description,
-    width,
-    batch_size,
-    encode,
-    skipped,
+    folder: str | os.PathLike,
+    work: Work,
+    batch_size: int,
+    encode: Callable[[Int[np.ndarray, " N"]], Iterator[tuple[Int[np.ndarray, " B"], dict]]],
+    skipped: Skipped,
     *,
-    labels=None,
-    captions=None,
-    shard_rows=SHARD_ROWS,
-):
+    shard_rows: int = SHARD_ROWS,
+) -> None:
     """Writes the shards that are missing, and the manifest once none is.
 
     Args:
       folder: to write; it may hold the beginning of the same work, and no other.
-      description: of the work, from `describe_work`, and `dtype`, `local`, `label_names`, `remarks`.
-      width: numbers of a row.
+      work: what is to be embedded.
       batch_size: examples that `encode` yields at once, which must not fall into two shards.
-      encode: `encode(indices)` yields indices, -1 for none, and the outputs, in the order of the indices.
-      skipped: a `Skipped`, with the names of all examples.
-      labels: int8 (N, K), where there are `label_names`.
-      captions: of the images, N strings, or None.
+      encode: a generator: `encode(indices)` yields indices, -1 for none, and a dict of features by name, in
+        the order of the indices.
+      skipped: with the names of all examples.
       shard_rows: examples of a shard, at most.
 
     Raises:
       InputError: the folder holds other work, or cannot be written; or a value is too large for the `dtype`.
     """
-    known = skipped.names, labels, captions
-    folder, number = Path(folder), description["examples"]
-    row_bytes = width * jnp.dtype(description["dtype"]).itemsize
+    folder, number = Path(folder), len(work.names)
+    row_bytes = sum(work.widths.values()) * jnp.dtype(work.dtype).itemsize
     rows = max(1, min(shard_rows, SHARD_BYTES // row_bytes) // batch_size) * batch_size
     make_folder(folder)
     process, num_processes = jax.process_index(), jax.process_count()
     with locked(folder, process):
-        manifest = _begin(folder, description | {"shard_rows": rows})
-        rows = description["shard_rows"] = manifest["shard_rows"]
+        manifest = _begin(folder, work.describe() | {"shard_rows": rows})
+        rows = manifest["shard_rows"]
         shards = range(-(-number // rows))
         if manifest["complete"]:
             note(f"{folder}: all {number} were embedded before")
@@ -99,67 +128,60 @@ def write_shards(
             skipped.add(_read_skipped(folder, shard))
         spans = [span for shard, span in own.items() if shard not in done]
         total = sum(map(len, own.values()))
-        kind = "texts" if description["kind"] == TEXTS else "images"
         with (
             ThreadPoolExecutor(1) as writer,
-            progress_bar(total, "embedding", kind, done=total - sum(map(len, spans))) as bar,
+            progress_bar(total, "embedding", work.unit, done=total - sum(map(len, spans))) as bar,
         ):
             if done and spans:
-                note(f"{folder}: {bar.n} of {total} {kind} were embedded before")
+                note(f"{folder}: {bar.n} of {total} {work.unit} were embedded before")
             if spans:
                 indices = np.concatenate([np.arange(span.start, span.stop) for span in spans])
                 with contextlib.closing(encode(indices)) as outputs_of:
-                    _fill_shards(folder, description, spans, outputs_of, known, skipped, writer, bar)
-        _finish(folder, description, shards, skipped)
+                    _fill_shards(folder, work, rows, spans, outputs_of, skipped, writer, bar)
+        _finish(folder, work.describe() | {"shard_rows": rows}, shards, skipped)
 
 
-def _fill_shards(folder, description, spans, outputs_of, known, skipped, writer, bar):
+def _fill_shards(folder, work, rows, spans, outputs_of, skipped, writer, bar):
     """Fills one shard after the other, and writes each while the next is computed."""
-    dtype, rows = jnp.dtype(description["dtype"]), description["shard_rows"]
-    writing = None
+    dtype, writing = jnp.dtype(work.dtype), None
     for span in spans:
-        seen, kept, parts = 0, [], None
+        seen, kept, parts = 0, [], {}
         while seen < len(span):
             indices, outputs = next(outputs_of)
             here = min(len(indices), len(span) - seen)
             seen += here
             there = indices >= 0
-            if parts is None:
-                parts = [np.empty((min(rows, len(span)), *output.shape[1:]), dtype) for output in outputs]
             first = sum(map(len, kept))
             kept.append(indices[there])
-            for part, output in zip(parts, outputs):
+            for name, output in outputs.items():
+                if name not in parts:
+                    parts[name] = np.empty((min(rows, len(span)), *output.shape[1:]), dtype)
                 with np.errstate(over="ignore"):  # said below
-                    part[first : first + len(kept[-1])] = output[there]
+                    parts[name][first : first + len(kept[-1])] = output[there]
             bar.update(here)
         kept = np.concatenate(kept)
-        parts = [part[: len(kept)] for part in parts]
-        for part in parts:
+        parts = {name: part[: len(kept)] for name, part in parts.items()}
+        for part in parts.values():
             if not np.isfinite(part.astype(np.float32)).all():
                 raise InputError(f"some values are too large for {dtype}; give --storage=bfloat16 or float32")
         own = {i: skipped.reasons[i] for i in span if i in skipped.reasons}
         if writing is not None:
             writing.result()
-        shard = span.start // rows
-        writing = writer.submit(_write_shard, folder, description, shard, kept, parts, known, own)
+        writing = writer.submit(_write_shard, folder, work, span.start // rows, kept, parts, own)
     writing.result()
 
 
-def _write_shard(folder, description, shard, kept, parts, known, skipped):
+def _write_shard(folder, work, shard, kept, parts, skipped):
     """Writes one shard; the file of metadata comes last, and says that the others are there."""
-    names, labels, captions = known
-    arrays = {description["kind"]: parts[0]}
-    if description["local"]:
-        arrays[LOCAL] = parts[1]
-    if description["label_names"]:
-        arrays[LABELS] = labels[kept]
+    arrays = dict(parts)
+    if work.label_names:
+        arrays[LABELS] = work.labels[kept]
     for kind, array in arrays.items():
         with replacing(shard_path(folder, kind, shard)) as temporary, temporary.open("wb") as file:
             np.save(file, array.view(np.uint16) if array.dtype == jnp.bfloat16 else array)
-    named = "caption" if description["kind"] == TEXTS else "image_path"
-    columns = {named: pa.array([names[i] for i in kept], pa.large_string())}
-    if captions is not None:
-        columns["caption"] = pa.array([captions[i] for i in kept], pa.large_string())
+    columns = {work.named: pa.array([work.names[i] for i in kept], pa.large_string())}
+    if work.captions is not None:
+        columns["caption"] = pa.array([work.captions[i] for i in kept], pa.large_string())
     table = pa.table(columns).replace_schema_metadata({"skipped": json.dumps(skipped)})
     with replacing(shard_path(folder, METADATA, shard)) as temporary:
         parquet.write_table(table, temporary)
@@ -179,7 +201,7 @@ def _begin(folder, description):
             raise InputError(f"{folder} holds other files; name an empty folder")
     if manifest is not None:
         same = description.keys() - {"source", "remarks", "shard_rows"}
-        was, now = _plain(manifest), _plain(description)
+        was, now = _comparable(manifest), _comparable(description)
         differing = [key for key in description if key in same and now[key] != was.get(key)]
         if differing:
             key = differing[0]
@@ -194,10 +216,10 @@ def _begin(folder, description):
     return manifest
 
 
-def _plain(manifest):
-    """A manifest without what its backbone is called: the hash tells which it is."""
-    origin = manifest["origin"] or {}
-    return manifest | {"origin": {k: v for k, v in origin.items() if k not in ("name", "revision")}}
+def _comparable(manifest):
+    """A manifest as JSON has it, without what its backbone is called: the hash tells which it is."""
+    origin = manifest["origin"]
+    return manifest | {"origin": origin and origin.replace(name="", revision="").to_dict()}
 
 
 def _finish(folder, description, shards, skipped):
@@ -227,7 +249,8 @@ def _finish(folder, description, shards, skipped):
 
 def _write_manifest(folder, manifest):
     with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        content = manifest | {"origin": manifest["origin"].to_dict()}
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_skipped(folder, shard):

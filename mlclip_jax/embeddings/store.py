@@ -1,232 +1,170 @@
 """Embeddings in files: one .npz, or a folder of shards that are mapped into memory, not read."""
 
-import collections.abc
-import contextlib
-import functools
+import dataclasses
 import json
+import os
 import re
-import resource
 import zipfile
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int8, Shaped
 
+from mlclip_jax.embeddings.rows import Names, Rows, refused_parquet
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
+from mlclip_jax.provenance import Origin
 
-# What other programs call the arrays of an .npz, in order of preference.
-ARRAY_NAMES = {
-    "vectors": ("embeddings", "image_embeddings", "text_embeddings", "features"),
+# The features that backbones make, and what they are called in an .npz, by us and by other programs.
+FEATURES = {
+    "image": ("image", "image_embeddings"),
+    "image_local": ("image_local", "local", "local_features"),
+    "text": ("text", "text_embeddings"),
+    "text_local": ("text_local",),
+    "pair": ("pair",),
+}
+UNNAMED = ("embeddings", "features")  # what a file may call its only feature, whatever it is of
+OTHER_ARRAYS = {
     "names": ("names", "filenames"),
     "labels": ("labels", "targets"),
     "label_names": ("label_names", "class_names"),
-    "local": ("local", "local_features"),
+    "captions": ("captions",),
 }
-# The folders of shards, as clip-retrieval names them; those of labels and local features are ours.
-IMAGES, TEXTS, METADATA, LABELS, LOCAL = "img_emb", "text_emb", "metadata", "labels", "local"
-MANIFEST = "manifest.json"
+# The folders of shards, as clip-retrieval names them where it has them.
+IMAGES, TEXTS, METADATA, LABELS = "img_emb", "text_emb", "metadata", "labels"
+FEATURE_FOLDERS = {"image": IMAGES, "text": TEXTS, "image_local": "local"}  # others are named as the feature
+MANIFEST, VERSION = "manifest.json", 2
 LARGE = 1 << 30  # bytes: an .npy beyond is mapped into memory too
-BLOCK = 1 << 25  # bytes that are held at once where all of a large array is walked through
 
 
-class Embeddings(NamedTuple):
-    """Embeddings of N examples and what is known of them.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Features of N examples, and what is known of them.
 
     Attributes:
-      vectors: float32 `(N, D)`, finite, un-normalised; an array or `Rows`.
+      features: by their names: float32 `(N, ...)`, finite, un-normalised, arrays or `Rows`. Those that
+        backbones make are `image` (N, D), the embedding; `image_local` (N, T, D), of patches or places; of a
+        text or caption `text` (N, D) and `text_local` (N, T, D), of its tokens and zero behind its end; and
+        `pair` (N, D'), which BLIP makes of an image and its caption together.
       names: N names (file names, texts, or classes), or None.
       labels: int8 `(N, K)` in {1, 0, -1}, an array or `Rows`; or None.
       label_names: K names, or None.
-      origin: what made them, or None: the fingerprint of a backbone (see `weights.fingerprint`), with the
-        `image_size` of images or the `template` of texts.
-      local: local features, float32 `(N, T, D)`, finite, un-normalised, an array or `Rows`; or None.
+      captions: N sentences about the images, or None.
+      origin: what made them, or None.
     """
 
-    vectors: np.ndarray
-    names: tuple | None = None
-    labels: np.ndarray | None = None
-    label_names: tuple | None = None
-    origin: dict | None = None
-    local: np.ndarray | None = None
+    features: dict[str, Float[np.ndarray | Rows, "N ..."]]
+    names: Sequence[str] | None = None
+    labels: Int8[np.ndarray | Rows, "N K"] | None = None
+    label_names: tuple[str, ...] | None = None
+    captions: Sequence[str] | None = None
+    origin: Origin | None = None
 
-    def features(self, names):
-        """Some features of images by their names, see `methods`: a dict of arrays or `Rows`."""
-        known = {"image": self.vectors, "image_local": self.local}
-        return {name: known[name] for name in names}
-
-
-class Rows:
-    """The rows of several `.npy` files as one array, in files that are mapped into memory.
-
-    Rows are read, checked to be finite, and converted when they are asked for: `rows[3:5]` or
-    `rows[indices]` is an array. `np.asarray(rows)` reads all of them.
-
-    Args:
-      paths: of arrays (n, ...) that differ in n alone, floats or int8.
-      dtype: of what comes out.
-      stored: "bfloat16" where the files hold its bits as uint16; None: what they say.
-
-    Attributes: `shape` and `dtype`, as of an array.
-
-    Raises:
-      InputError: a file cannot be read, or its array does not go with the first.
-    """
-
-    def __init__(self, paths, dtype=np.float32, stored=None):
-        self._paths = list(paths)
-        self.dtype = np.dtype(dtype)
-        self._stored = None if stored is None else jnp.dtype(stored)
-        shapes, kinds = zip(*map(_read_header, self._paths))
-        for path, shape, kind in zip(self._paths, shapes, kinds):
-            if shape[1:] != shapes[0][1:] or kind != kinds[0]:
-                found = f"{kind}{list(shape)} and {kinds[0]}{list(shapes[0])}"
-                raise InputError(f"{path} does not go with {self._paths[0]}: they hold {found}")
-        # The bits of bfloat16 are stored as integers, which nothing else of floats may be.
-        if kinds[0].kind != ("u" if stored else self.dtype.kind):
-            raise InputError(f"{self._paths[0]} holds {kinds[0]}, where {stored or self.dtype} are needed")
-        self._starts = np.cumsum([0, *(shape[0] for shape in shapes)])
-        self.shape = (int(self._starts[-1]), *shapes[0][1:])
-        self._map = functools.lru_cache(_most_maps())(lambda shard: _map(self._paths[shard]))
-
-    def __len__(self):
-        return self.shape[0]
+    def __len__(self) -> int:
+        return len(self.vectors)
 
     @property
-    def ndim(self):
-        return len(self.shape)
+    def vectors(self) -> Float[np.ndarray | Rows, "N D"]:
+        """The embeddings: of images, or else of texts, or else the first feature that there is."""
+        first = next(iter(self.features))
+        return self.features[next((name for name in ("image", "text") if name in self.features), first)]
 
-    @property
-    def nbytes(self):
-        """Of all rows, once they are read."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+    def only(self, names: Iterable[str]) -> dict[str, Float[np.ndarray | Rows, "N ..."]]:
+        """The features of these names."""
+        return {name: self.features[name] for name in names}
 
-    def __getitem__(self, rows):
-        if isinstance(rows, slice):
-            rows = np.arange(*rows.indices(len(self)))
-        rows = np.asarray(rows)
-        if rows.dtype == bool:
-            rows = np.flatnonzero(rows)
-        if rows.ndim == 0:
-            return self[rows[None]][0]
-        rows = np.where(rows < 0, rows + len(self), rows)
-        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        shards = np.searchsorted(self._starts, rows, side="right") - 1
-        for shard in np.unique(shards):
-            here = shards == shard
-            values = self._map(int(shard))[rows[here] - self._starts[shard]]
-            values = values if self._stored is None else values.view(self._stored)
-            values = values.astype(self.dtype)
-            if not np.isfinite(values).all():
-                bad = rows[here][~np.isfinite(values).reshape(len(values), -1).all(axis=1)][0]
-                raise InputError(
-                    f"{self._paths[shard]} holds NaN or infinity, in row {bad - self._starts[shard]}; "
-                    "remove it or compute it again"
-                )
-            taken[here] = values
-        return taken
+    def replace(self, **changes: object) -> "Embeddings":
+        """The same with other values of some attributes."""
+        return dataclasses.replace(self, **changes)
 
-    def __array__(self, dtype=None, copy=None):
-        del copy  # rows are always read anew
-        return self[:].astype(dtype or self.dtype, copy=False)
+    def select(self, rows: Shaped[np.ndarray, " M"]) -> "Embeddings":
+        """Those in these rows, or where a mask is true."""
+        rows = np.arange(len(self))[rows]
+        names, captions = (known and tuple(known[i] for i in rows) for known in (self.names, self.captions))
+        return self.replace(
+            features={name: feature[rows] for name, feature in self.features.items()},
+            labels=None if self.labels is None else self.labels[rows],
+            names=names,
+            captions=captions,
+        )
 
 
-class Names(collections.abc.Sequence):
-    """A column of strings of Parquet files, which are read when the first string is asked for.
-
-    Args:
-      paths: of the files.
-      column: its name.
-      number: of strings, that all files have together.
-    """
-
-    def __init__(self, paths, column, number):
-        self._paths, self._column, self._number = list(paths), column, number
-
-    @functools.cached_property
-    def _strings(self):
-        from pyarrow import parquet
-
-        with refused_parquet(self._paths[0].parent):
-            strings = parquet.read_table(self._paths, columns=[self._column])[self._column]
-        if len(strings) != self._number:
-            raise InputError(
-                f"{self._paths[0].parent} names {len(strings)} rows, and there are {self._number} embeddings"
-            )
-        return strings.combine_chunks()
-
-    def __len__(self):
-        return self._number
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return tuple(self._strings[index].to_pylist())
-        return self._strings[index].as_py()
-
-    def __eq__(self, other):
-        return isinstance(other, collections.abc.Sequence) and tuple(self) == tuple(other)
-
-    __hash__ = None
-
-
-def read_embeddings(path):
+def read_embeddings(path: str | os.PathLike, kind: str = "image", reads: Iterable[str] = ()) -> Embeddings:
     """Reads embeddings of any maker.
 
-    From an `.npz` whose arrays are named as in `ARRAY_NAMES` (a single two-dimensional float array needs no
-    particular name); an `.npy` of shape (N, D), mapped into memory if it is large; or a folder of such,
-    always mapped: one that `mlclip embed` or clip-retrieval wrote, or of `.npy` files alone, in the order
-    of the numbers in their names.
+    From an `.npz` whose arrays are named as in `FEATURES` and `OTHER_ARRAYS` (a single two-dimensional float
+    array needs no particular name); an `.npy` of shape (N, D), mapped into memory if it is large; or a folder
+    of such, always mapped: one that `mlclip embed` or clip-retrieval wrote, or of `.npy` files alone, in the
+    order of the numbers in their names.
+
+    Args:
+      path: of the file or folder.
+      kind: the feature, "image" or "text", that an array is which no name says it of.
+      reads: names of further features that are wanted, if they are there: arrays or folders of these names.
 
     Raises:
       InputError: the file is missing or damaged, holds no embeddings, holds NaN or infinity, or its
         arrays' shapes do not fit one another; or the folder is not finished.
     """
     if Path(path).is_dir():
-        return _read_folder(Path(path))
+        return _read_folder(Path(path), kind, reads)
     if Path(path).suffix == ".npy" and Path(path).is_file() and Path(path).stat().st_size > LARGE:
-        return Embeddings(_matrix(path, [path]))
+        return Embeddings({kind: _matrix(path, [Path(path)])})
     arrays = read_arrays(path)
-    origin = _checked_origin(arrays.pop("origin", None))
-    vectors = _named(arrays, "vectors")
-    if vectors is None:
-        matrices = [a for a in arrays.values() if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)]
-        vectors = matrices[0] if len(matrices) == 1 else None
-    if vectors is None or vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
-        found = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
-        raise InputError(f"{path} holds no float array (N, D) named {_accepted('vectors')}; it holds {found}")
-    if not len(vectors):
-        raise InputError(f"{path} holds no embeddings: its array has shape {vectors.shape}")
-    vectors = _finite(path, vectors)
-    local = _named(arrays, "local")
-    if local is not None:
-        if local.ndim != 3 or len(local) != len(vectors) or not np.issubdtype(local.dtype, np.floating):
-            got = f"{local.dtype}{list(local.shape)}"
-            raise InputError(f"{path}: {_accepted('local')} must be floats ({len(vectors)}, T, D); got {got}")
-        local = _finite(path, local)
-    names, label_names = (_checked_names(path, arrays, what) for what in ("names", "label_names"))
-    labels = _named(arrays, "labels")
+    origin = _stored_origin(arrays.pop("origin", None))
+    features = _features(path, arrays, kind, reads)
+    number = len(next(iter(features.values())))
+    names, label_names, captions = (
+        _checked_names(path, arrays, what) for what in ("names", "label_names", "captions")
+    )
+    labels = _named(arrays, OTHER_ARRAYS["labels"])
     if label_names is not None and len(set(label_names)) != len(label_names):
         raise InputError(f"{path} names a label twice; every column of labels needs its own name")
-    if names is not None and len(names) != len(vectors):
-        raise InputError(f"{path}: {len(names)} names for {len(vectors)} embeddings")
+    for what, strings in (("names", names), ("captions", captions)):
+        if strings is not None and len(strings) != number:
+            raise InputError(f"{path}: {len(strings)} {what} for {number} embeddings")
     if labels is not None:
-        labels = _checked_labels(path, labels, len(vectors), label_names)
-    return Embeddings(
-        vectors,
-        names=names,
-        labels=labels,
-        label_names=label_names,
-        origin=origin,
-        local=local,
-    )
+        labels = _checked_labels(path, labels, number, label_names)
+    return Embeddings(features, names, labels, label_names, captions, origin)
 
 
-def read_arrays(path, what="embeddings"):
-    """The arrays of an `.npz` by name, or that of an `.npy` under the first of `ARRAY_NAMES`.
+def _features(path, arrays, kind, reads):
+    """The features among the arrays of an .npz, checked."""
+    features = {}
+    for name in dict.fromkeys((*FEATURES, *reads)):
+        feature = _named(arrays, FEATURES.get(name, (name,)))
+        if feature is not None:
+            features[name] = feature
+    unnamed = _named(arrays, UNNAMED)
+    if unnamed is None and not features:
+        matrices = [a for a in arrays.values() if a.ndim == 2 and np.issubdtype(a.dtype, np.floating)]
+        unnamed = matrices[0] if len(matrices) == 1 else None
+    if kind not in features and unnamed is not None:
+        features = {kind: unnamed} | features
+    pooled = next((name for name in ("image", "text", *features) if name in features), None)
+    if pooled is None or not _is_float(features[pooled], 2):
+        found = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in arrays.items())
+        accepted = " or ".join((*UNNAMED, *FEATURES[kind]))
+        raise InputError(f"{path} holds no float array (N, D) named {accepted}; it holds {found}")
+    number = len(features[pooled])
+    if not number:
+        raise InputError(f"{path} holds no embeddings: its array has shape {features[pooled].shape}")
+    for name, feature in features.items():
+        wanted = 3 if name.endswith("_local") else 2
+        if not _is_float(feature, wanted) or len(feature) != number:
+            got = f"{feature.dtype}{list(feature.shape)}"
+            raise InputError(f"{path}: {name} must be floats ({number}, {'T, ' * (wanted - 2)}D); got {got}")
+    return {name: finite(path, feature) for name, feature in features.items()}
+
+
+def _is_float(array, ndim):
+    return array.ndim == ndim and np.issubdtype(array.dtype, np.floating)
+
+
+def read_arrays(path: str | os.PathLike, what: str = "embeddings") -> dict[str, Shaped[np.ndarray, "..."]]:
+    """The arrays of an `.npz` by name, or that of an `.npy` under the first of `UNNAMED`.
 
     Raises:
       InputError: the file is missing or damaged, is neither, or holds Python objects.
@@ -235,7 +173,7 @@ def read_arrays(path, what="embeddings"):
         with Path(path).open("rb") as file:
             loaded = np.load(file, allow_pickle=False)  # a pickle could run code
             if isinstance(loaded, np.ndarray):
-                return {ARRAY_NAMES["vectors"][0]: loaded}
+                return {UNNAMED[0]: loaded}
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise InputError(f"no such file of {what}: {path}") from None
@@ -247,7 +185,7 @@ def read_arrays(path, what="embeddings"):
         ) from error
 
 
-def write_embeddings(path, embeddings):
+def write_embeddings(path: str | os.PathLike, embeddings: Embeddings) -> None:
     """Writes `Embeddings` to an .npz that `read_embeddings` reads, whole or not at all.
 
     Raises:
@@ -255,32 +193,32 @@ def write_embeddings(path, embeddings):
     """
     if Path(path).suffix != ".npz" or Path(path).is_dir():
         raise InputError(f"cannot write embeddings to {path}: it must be a file whose name ends in .npz")
-    arrays = {
-        "embeddings": embeddings.vectors,
+    known = {
         "names": embeddings.names,
         "labels": embeddings.labels,
         "label_names": embeddings.label_names,
-        "origin": None if embeddings.origin is None else json.dumps(embeddings.origin),
-        "local": embeddings.local,
+        "captions": embeddings.captions,
+        "origin": None if embeddings.origin is None else json.dumps(embeddings.origin.to_dict()),
     }
+    arrays = embeddings.features | {name: array for name, array in known.items() if array is not None}
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{name: np.asarray(array) for name, array in arrays.items() if array is not None})
+        np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
 
 
-def blocks(array):
-    """An array or `Rows`, a block of its rows at a time, so that no more is held in memory."""
-    rows = max(1, BLOCK * len(array) // max(1, array.nbytes))
-    for start in range(0, len(array), rows):
-        yield np.asarray(array[start : start + rows])
+def shard_path(folder: str | os.PathLike, kind: str, shard: int) -> Path:
+    """Where a shard lies, by its number: `img_emb/img_emb_00007.npy`.
 
-
-def shard_path(folder, kind, shard):
-    """Where a shard lies, by its number: `img_emb/img_emb_00007.npy`."""
+    Args:
+      folder: of all shards.
+      kind: of the array: a feature's name, `LABELS` or `METADATA`.
+      shard: its number.
+    """
+    kind = FEATURE_FOLDERS.get(kind, kind)
     suffix = "parquet" if kind == METADATA else "npy"
     return Path(folder) / kind / f"{kind}_{shard:05}.{suffix}"
 
 
-def list_shards(folder, suffix=".npy"):
+def list_shards(folder: str | os.PathLike, suffix: str = ".npy") -> list[Path]:
     """The files of a folder with this suffix, in the order of the last number in their names."""
     paths = [path for path in Path(folder).glob(f"*{suffix}") if not path.name.startswith(".")]
 
@@ -291,8 +229,10 @@ def list_shards(folder, suffix=".npy"):
     return sorted(paths, key=lambda path: (number(path), path.name))
 
 
-def read_manifest(folder):
-    """The manifest of a folder that `mlclip embed` writes, a dict; None where there is none.
+def read_manifest(folder: str | os.PathLike) -> dict | None:
+    """The manifest of a folder that `mlclip embed` writes; None where there is none.
+
+    Its `features` are names, its `origin` is an `Origin` or None.
 
     Raises:
       InputError: it is damaged, or of another version.
@@ -300,9 +240,13 @@ def read_manifest(folder):
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["version"] != 1:
+        if manifest["version"] not in (1, VERSION):
             raise InputError(f"{path} has version {manifest['version']!r}, which this release does not read")
-        for key in ("complete", "dtype", "label_names", "local", "origin"):
+        if manifest["version"] == 1:  # of release 0.1, which knew embeddings and local features
+            features = ["image" if manifest["kind"] == IMAGES else "text"]
+            manifest["features"] = features + ["image_local"] * manifest["local"]
+        manifest["origin"] = Origin.from_dict(manifest["origin"])
+        for key in ("complete", "dtype", "label_names", "features"):
             manifest[key]
     except FileNotFoundError:
         return None
@@ -312,52 +256,49 @@ def read_manifest(folder):
     return manifest
 
 
-@contextlib.contextmanager
-def refused_parquet(path):
-    """Within the block, what Parquet cannot read is an `InputError` that names `path`."""
-    from pyarrow import ArrowException
-
-    try:
-        yield
-    except (OSError, ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"cannot read {path} as Parquet: {' '.join(str(error).split())}") from error
-
-
-def embedding_files(path):
+def embedding_files(path: str | os.PathLike) -> list[Path]:
     """The files behind embeddings: the one at `path`, or those of the shards and the manifest below it."""
     path = Path(path)
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
-def _read_folder(folder):
+def _read_folder(folder, kind, reads):
     manifest = read_manifest(folder)
-    kind = next((kind for kind in (IMAGES, TEXTS) if (folder / kind).is_dir()), None)
     if manifest is not None and not manifest["complete"]:
         raise InputError(f"{folder} is not finished; run its command again to resume it")
-    paths = list_shards(folder if kind is None else folder / kind)
-    if not paths:
+    wanted = dict.fromkeys((*FEATURES, *reads)) if manifest is None else manifest["features"]
+    paths = {name: list_shards(folder / FEATURE_FOLDERS.get(name, name)) for name in wanted}
+    if manifest is None:
+        paths = {name: found for name, found in paths.items() if found} or {kind: list_shards(folder)}
+    first = next(iter(paths))
+    if not paths[first]:
         raise InputError(
             f"{folder} holds no embeddings: no .npy file, nor a folder {IMAGES} or {TEXTS} of them"
         )
-    stored = None if manifest is None or manifest["dtype"] != "bfloat16" else "bfloat16"
-    vectors = _matrix(folder, paths, stored)
-    names = labels = local = None
-    metadata = [] if kind is None else list_shards(folder / METADATA, ".parquet")
+    stored = "bfloat16" if manifest is not None and manifest["dtype"] == "bfloat16" else None
+    features = {first: _matrix(folder, paths[first], stored)}
+    number = len(features[first])
+    for name in list(paths)[1:]:
+        features[name] = _rows_like(folder / FEATURE_FOLDERS.get(name, name), number, stored=stored)
+    names = labels = captions = None
+    metadata = list_shards(folder / METADATA, ".parquet")
     if metadata:
-        column = _name_column(metadata[0], "caption" if kind == TEXTS else "image_path")
-        names = None if column is None else Names(metadata, column, len(vectors))
+        columns = _columns(metadata[0])
+        by_preference = ("caption", "key") if first == "text" else ("image_path", "key", "caption")
+        column = next((name for name in by_preference if name in columns), None)
+        names = None if column is None else Names(metadata, column, number)
+        if "caption" in columns and column != "caption":
+            captions = Names(metadata, "caption", number)
     if manifest is None:
-        return Embeddings(vectors, names)
-    if len(vectors) != manifest["embeddings"]:
+        return Embeddings(features, names, captions=captions)
+    if number != manifest["embeddings"]:
         raise InputError(
-            f"{folder} holds {len(vectors)} embeddings, and its manifest says {manifest['embeddings']}"
+            f"{folder} holds {number} embeddings, and its manifest says {manifest['embeddings']}"
         )
     if manifest["label_names"]:
-        labels = _rows_like(folder / LABELS, vectors, np.int8)
-    if manifest["local"]:
-        local = _rows_like(folder / LOCAL, vectors, stored=stored)
+        labels = _rows_like(folder / LABELS, number, np.int8)
     label_names = tuple(manifest["label_names"]) or None
-    return Embeddings(vectors, names, labels, label_names, manifest["origin"], local)
+    return Embeddings(features, names, labels, label_names, captions, manifest["origin"])
 
 
 def _matrix(path, files, stored=None):
@@ -367,54 +308,27 @@ def _matrix(path, files, stored=None):
     return vectors
 
 
-def _rows_like(folder, vectors, *dtype, stored=None):
-    """The rows of another folder of shards, that must be as many as the vectors."""
+def _rows_like(folder, number, *dtype, stored=None):
+    """The rows of another folder of shards, that must be as many as the embeddings."""
     rows = Rows(list_shards(folder), *dtype, stored=stored) if list_shards(folder) else ()
-    if len(rows) != len(vectors):
-        raise InputError(f"{folder} has {len(rows)} rows for {len(vectors)} embeddings; copy all its files")
+    if len(rows) != number:
+        raise InputError(f"{folder} has {len(rows)} rows for {number} embeddings; copy all its files")
     return rows
 
 
-def _name_column(path, wanted):
+def _columns(path):
     from pyarrow import parquet
 
     with refused_parquet(path):
-        there = parquet.read_schema(path).names
-    return next((name for name in (wanted, "image_path", "key", "caption") if name in there), None)
+        return parquet.read_schema(path).names
 
 
-def _read_header(path):
-    """Shape and dtype of a `.npy`."""
-    try:
-        with Path(path).open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, _, dtype = read[version](file)
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"cannot read {path} as .npy: {' '.join(str(error).split())}") from error
-    if dtype.kind not in "fiu" or len(shape) < 2:
-        raise InputError(f"{path} holds {dtype}{list(shape)}, where numbers (N, D) are needed")
-    return shape, dtype
+def finite(path: str | os.PathLike, vectors: Float[np.ndarray, "N ..."]) -> Float[np.ndarray, "N ..."]:
+    """A feature as float32.
 
-
-def _map(path):
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"cannot read {path} as .npy: {' '.join(str(error).split())}") from error
-
-
-def _most_maps():
-    """How many files may be mapped at once: each takes a descriptor, of which a quarter is used at most."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return max(8, min(soft, 1 << 18) // 4)
-
-
-def _finite(path, vectors):
+    Raises:
+      InputError: some of it is NaN or infinite; `path` is named.
+    """
     vectors = vectors.astype(np.float32, copy=False)
     bad_rows = np.flatnonzero(~np.isfinite(vectors).reshape(len(vectors), -1).all(axis=1))
     if len(bad_rows):
@@ -425,31 +339,27 @@ def _finite(path, vectors):
     return vectors
 
 
-def _named(arrays, what):
-    return next((arrays[name] for name in ARRAY_NAMES[what] if name in arrays), None)
-
-
-def _accepted(what):
-    return " or ".join(ARRAY_NAMES[what])
+def _named(arrays, names):
+    return next((arrays[name] for name in names if name in arrays), None)
 
 
 def _checked_names(path, arrays, what):
     """Names as a tuple of strings, or None; bytes are read as UTF-8."""
-    names = _named(arrays, what)
+    names = _named(arrays, OTHER_ARRAYS[what])
     if names is None:
         return None
     if names.ndim != 1 or names.dtype.kind not in "US":
         got = f"{names.dtype}{list(names.shape)}"
-        raise InputError(f"{path}: {_accepted(what)} must be a row of strings; got {got}")
+        accepted = " or ".join(OTHER_ARRAYS[what])
+        raise InputError(f"{path}: {accepted} must be a row of strings; got {got}")
     return tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names)
 
 
-def _checked_origin(array):
-    """The fingerprint that `write_embeddings` stored; None for whatever others call origin."""
+def _stored_origin(array):
+    """What `write_embeddings` stored; None for whatever others call origin."""
     try:
-        origin = json.loads(str(array))
-        return origin if {"name", "revision", "sha256"} <= origin.keys() else None
-    except (AttributeError, json.JSONDecodeError):
+        return Origin.from_dict(json.loads(str(array)))
+    except json.JSONDecodeError:
         return None
 
 

@@ -63,7 +63,7 @@ def demo(workdir, num_seeds=1):
             config = recipe.get_config(variant)
             config.seed = seed
             config.texts.labels = str(workdir / "labels.txt")
-            if "examples" in config:
+            if "number" not in config.texts:
                 config.examples.embeddings = str(split["train"])
                 config.examples.labels = str(workdir / "train/labels.csv")
                 trained_on[method] = f"{FOLDERS['train'][1]:,} images with labels"
@@ -93,7 +93,7 @@ def demo(workdir, num_seeds=1):
     table = markdown_table(["method", "trained on", "scored on", "mAP", "seconds"], rows)
     gap = float(modality_gap(images.vectors, class_embeddings.vectors))
     notes = [
-        f"{PROTOCOLS['ap']}; {len(images.vectors)} unseen scenes for each set of labels, 64x64 pixels.",
+        f"{PROTOCOLS['ap']}; {len(images)} unseen scenes for each set of labels, 64x64 pixels.",
         f"Backbone: {BACKBONE}, prompt {CLASS_TEMPLATE!r}; distance between the modalities' means {gap:.2f}.",
         f"Seconds: to train and to encode texts, {num_seeds} seed{'s' * (num_seeds > 1)}, "
         f"on {jax.device_count()} {jax.devices()[0].device_kind} device{'s' * (jax.device_count() > 1)}.",

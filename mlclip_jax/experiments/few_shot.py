@@ -26,6 +26,7 @@ from mlclip_jax.zero_shot import cosine_scores
 
 FRACTIONS = (0.70, 0.20, 0.10, 0.05, 0.02)
 # Scenes of these seeds and labels; the built-in CLIP was trained on another seed, and so was the demo.
+FEATURES = ("image", "image_local")  # that the methods read
 FOLDERS = {"scenes": (4, 5_000, LABELS), "other": (5, 1_000, OTHER_LABELS)}
 # What the table calls each variant of the recipe.
 VARIANTS = {
@@ -61,20 +62,20 @@ def few_shot(workdir, num_seeds=1, variants=VARIANTS, fractions=FRACTIONS):
         temporary.write_text("\n".join(LABELS) + "\n", encoding="utf-8")
     scenes, cosines = _scenes(workdir, "scenes", backbone)
     other, other_cosines = _scenes(workdir, "other", backbone)
-    every = np.arange(len(scenes.vectors))
+    every = np.arange(len(scenes))
     splits = {f: train_test_split(every, train_size=f, random_state=42) for f in fractions}
 
     paths = {f: workdir / f"train-{100 * f:.0f}.npz" for f in fractions}
     for fraction, path in paths.items():
         if not path.is_file() or read_embeddings(path).origin != scenes.origin:
-            write_embeddings(path, _rows(scenes, splits[fraction][0]))
+            write_embeddings(path, scenes.select(splits[fraction][0]))
 
-    own = [score(cosines[rest], _rows(scenes, rest)) for _, rest in splits.values()]
+    own = [score(cosines[rest], scenes.select(rest)) for _, rest in splits.values()]
     rows = [[COSINE, *(f"{figure:.1f}" for figure in own), f"{score(other_cosines, other):.1f}"]]
     for variant, method in variants.items():
         cells, carried = [], ""
         for fraction, (_, rest) in splits.items():
-            tested = _rows(scenes, rest)
+            tested = scenes.select(rest)
             runs = [_train(workdir, variant, fraction, seed, paths[fraction]) for seed in range(num_seeds)]
             cells.append(mean_and_spread([score(run.score(tested), tested) for run in runs]))
             if fraction == fractions[0] and runs[0].method.open_vocabulary:
@@ -87,7 +88,7 @@ def few_shot(workdir, num_seeds=1, variants=VARIANTS, fractions=FRACTIONS):
     notes = [
         f"{PROTOCOLS['ap']}. Trained on {counts} of {len(every):,} scenes, scored on the rest; 24 labels; "
         f"{num_seeds} seed{'s' * (num_seeds > 1)}.",
-        f"Other labels: trained on {100 * fractions[0]:.0f}%, and scored on {len(other.vectors):,} scenes of "
+        f"Other labels: trained on {100 * fractions[0]:.0f}%, and scored on {len(other):,} scenes of "
         f"{len(OTHER_LABELS)} labels that no adapter was trained on.",
         f"Backbone: {BACKBONE}, 64x64 pixels, prompt {CLASS_TEMPLATE!r}.",
     ]
@@ -100,10 +101,10 @@ def few_shot(workdir, num_seeds=1, variants=VARIANTS, fractions=FRACTIONS):
 
 def _scenes(workdir, name, backbone):
     """Embedded scenes with their labels, and the cosine of each with each label's text."""
-    path = embedded_scenes(workdir / name, backbone, *FOLDERS[name], local=True)
+    path = embedded_scenes(workdir / name, backbone, *FOLDERS[name], features=FEATURES)
     texts = embed_names(backbone, FOLDERS[name][2], CLASS_TEMPLATE)
     source = {"embeddings": path, "labels": workdir / name / "labels.csv"}
-    images = read_images(source, texts, None, workdir, local=True)
+    images = read_images(source, texts, None, workdir, reads=FEATURES)
     return images, cosine_scores(images.vectors, texts.vectors)
 
 
@@ -115,8 +116,3 @@ def _train(workdir, variant, fraction, seed, trained_on):
     folder = workdir / f"{variant}-{100 * fraction:.0f}-seed{seed}"
     train(config, folder)
     return read_run(folder)
-
-
-def _rows(images, rows):
-    arrays = {"vectors": images.vectors, "labels": images.labels, "local": images.local}
-    return images._replace(names=None, **{name: array[rows] for name, array in arrays.items()})

@@ -6,7 +6,7 @@ import numpy as np
 
 from mlclip_jax.data.scenes import Scenes, write_scenes
 from mlclip_jax.data.sources import read_folder
-from mlclip_jax.embeddings.embed import embed_in_memory, image_origin
+from mlclip_jax.embeddings.embed import embed_in_memory
 from mlclip_jax.embeddings.store import read_embeddings, write_embeddings
 from mlclip_jax.metrics import mean_average_precision
 
@@ -14,17 +14,17 @@ BACKBONE = "scenes-clip"
 COSINE = "plain cosine"
 
 
-def embedded_scenes(folder, backbone, seed, number, label_names, *, local=False):
+def embedded_scenes(folder, backbone, seed, number, label_names, features=("image",)):
     """Writes scenes as JPEG files, and embeds them as any photographs; returns the embeddings' file."""
     path = folder.with_suffix(".npz")
     scenes = Scenes(seed, number, label_names=label_names)
-    origin = image_origin(backbone) | {"scenes": scenes.digest}
+    origin = backbone.image_origin.replace(source=scenes.digest)
     if not path.is_file() or read_embeddings(path).origin != origin:
         if folder.exists():  # what a stopped demo left
             shutil.rmtree(folder)
         write_scenes(scenes, folder)
-        embeddings = embed_in_memory(backbone, read_folder(folder / "images"), local=local)
-        write_embeddings(path, embeddings._replace(origin=origin))
+        embeddings = embed_in_memory(backbone, read_folder(folder / "images"), features=features)
+        write_embeddings(path, embeddings.replace(origin=origin))
     return path
 
 

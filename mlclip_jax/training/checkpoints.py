@@ -1,7 +1,8 @@
-"""Checkpoints of a run, through orbax's v1 API: what is trained, and the fingerprint of what is frozen."""
+"""Checkpoints of a run, through orbax's v1 API: what is trained, and the origin of what is frozen."""
 
 import contextlib
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from mlclip_jax.distributed.processes import all_or_none, all_processes, is_first
 from mlclip_jax.errors import InputError
 from mlclip_jax.progress import note
+from mlclip_jax.provenance import UNKNOWN, Origin
 
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by bytes
 METRIC = "mAP_percent"  # of an evaluation; the checkpoint with the highest is kept
@@ -27,8 +29,8 @@ class Checkpoints:
 
     Args:
       folder: where they are kept, one subfolder per step.
-      frozen: fingerprint of what was frozen in training (see `weights.fingerprint`), with the hash of the
-        `labels`, and where it matters that of the `examples`.
+      origin: of what was frozen in training, with the hashes of the labels and, where there are any, of the
+        images that were trained on and of the parameters that it began with.
       config: of the run, a dict that is kept with each of them.
       scored_on: digest of what the metric is measured on; the best is chosen among those of the same. By
         default, as in the latest that has a metric.
@@ -39,11 +41,21 @@ class Checkpoints:
       InputError: there is no checkpoint to read.
     """
 
-    def __init__(self, folder, frozen, *, config=None, scored_on=None, read_only=False, keep=2):
-        if read_only and not any(path.name.isdigit() for path in Path(folder).glob("*")):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        origin: Origin,
+        *,
+        config: dict | None = None,
+        scored_on: str | None = None,
+        read_only: bool = False,
+        keep: int = 2,
+    ) -> None:
+        if read_only and not has_checkpoints(folder):
             raise InputError(f"no checkpoint in {folder}: start the command of this run again")
         self.folder = Path(folder).absolute()
-        self._kept_with_each = {"frozen": frozen, "config": config or {}, "scored_on": scored_on}
+        self._origin = origin
+        self._kept_with_each = {"origin": origin.to_dict(), "config": config or {}, "scored_on": scored_on}
         self._read_only, self._keep = read_only, keep
         self._pending = None
         self._checkpointer = self._open()
@@ -189,18 +201,16 @@ class Checkpoints:
         Raises:
           InputError: it was trained on other frozen weights, with other settings, or by another version.
         """
-        frozen = self._kept_with_each["frozen"]
         try:
             there = self._checkpointer.checkpointables_metadata(step)
             kept = there.custom_metadata
-            trained_on = kept["frozen"]
+            trained_on = Origin.from_dict(kept["origin"]) or UNKNOWN
         except Exception as error:  # orbax has no common base for what a damaged checkpoint raises
             return _in_words(error)
-        compared = {"sha256", "labels", "examples"} & frozen.keys()
-        if any(trained_on.get(key) != frozen[key] for key in compared):
+        if not trained_on.same_training(self._origin):
             raise InputError(
-                f"the checkpoint in {self.folder} was trained on {describe(trained_on)}, "
-                f"not on {describe(frozen)}; give what it was trained on, or another --workdir"
+                f"the checkpoint in {self.folder} was trained on {trained_on}, not on {self._origin}; "
+                "give what it was trained on, or another --workdir"
             )
         if not abstract_state.keys() <= kept.get("checksums", {}).keys():
             raise InputError(
@@ -259,6 +269,11 @@ class Checkpoints:
                 f"cannot write checkpoints in {self.folder} ({reason[:300]}); make room or repair it, "
                 "and start again: the run resumes from the last whole one"
             ) from error
+
+
+def has_checkpoints(folder: str | os.PathLike) -> bool:
+    """Whether there is a whole checkpoint in a folder, which need not exist."""
+    return any(path.name.isdigit() for path in Path(folder).glob("*"))
 
 
 class _Best:
@@ -328,11 +343,3 @@ def _shapes(tree):
     """A dict from the path of each array to its shape."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(x.shape) for path, x in leaves}
-
-
-def describe(frozen):
-    """A fingerprint in words: name, revision and the first digits of the hashes."""
-    revision = f"@{frozen['revision'][:12]}" if frozen["revision"] else ""
-    labels = f", labels {frozen['labels'][:12]}" if "labels" in frozen else ""
-    examples = f", examples {frozen['examples'][:12]}" if "examples" in frozen else ""
-    return f"{frozen['name']}{revision} (sha256 {frozen['sha256'][:12]}{labels}{examples})"

@@ -1,36 +1,42 @@
-"""What a recipe names: class texts, examples to train on, and images to score."""
+"""What a recipe names: class embeddings, examples to train on, and images to score."""
 
 import functools
-import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
 
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 from mlclip_jax import methods
-from mlclip_jax.backbones.weights import fingerprint
+from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.sources import read_lines
 from mlclip_jax.data.tables import read_table
-from mlclip_jax.distributed.processes import (
-    all_or_none,
-    is_first,
-)
+from mlclip_jax.distributed.processes import all_or_none, is_first
 from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import Embeddings, embedding_files, read_embeddings, write_embeddings
 from mlclip_jax.errors import InputError
-from mlclip_jax.runs import (
-    EMBEDDED,
-    load_backbone_of,
-)
+from mlclip_jax.provenance import UNKNOWN, fingerprint, hash_names
+from mlclip_jax.runs import EMBEDDED, load_backbone_of, random_buffers, read_run
 from mlclip_jax.texts.label_sets import check_label_names, sample_label_sets
 from mlclip_jax.texts.mixtures import mix_class_embeddings
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, write_texts
+from mlclip_jax.training.examples import Examples
 
 
-def read_data(config, workdir):
-    """What a recipe names: `Embeddings` of class texts, of examples, and of images to score or None."""
+def read_data(config: ConfigDict, workdir: Path) -> tuple[Embeddings, Examples, Embeddings | None]:
+    """What a recipe names: class embeddings, examples, and images to score or None.
+
+    Raises:
+      InputError: something of it is missing, or cannot be used.
+    """
     backbone = functools.cache(lambda: load_backbone_of(config))
     class_embeddings = read_class_embeddings(config, backbone)
+    method = methods.find(config.method)
 
     def read(source, **how):
         return read_images(
@@ -38,48 +44,100 @@ def read_data(config, workdir):
             class_embeddings,
             backbone,
             workdir / EMBEDDED,
-            local=methods.find(config.method).reads_local,
+            reads=method.reads,
             max_skipped=config.max_skipped,
             **how,
         )
 
-    images = None
+    scored = None
     if any(config.evaluation.values()):
-        images = read(config.evaluation, flag="--config.evaluation.")
-    if "examples" in config:
-        examples = read(config.examples, flag="--config.examples.", purpose="train on")
-    else:
-        examples = read_training_texts(config, class_embeddings, backbone, workdir)
-    return class_embeddings, examples, images
+        scored = read(config.evaluation, flag="--config.evaluation.")
+    # A recipe without texts trains on images alone.
+    share = config.texts.get("share", 1.0 if "number" in config.texts else 0.0)
+    given = any(config.get("examples", {}).values())
+    if given and share == 1:
+        raise InputError("--config.texts.share=1 leaves no room for the images of config.examples; lower it")
+    texts = images = None
+    if share < 1:
+        images = read(config.examples, flag="--config.examples.", purpose="train on")
+    if share > 0:
+        texts = read_training_texts(config, class_embeddings, backbone, workdir)
+    examples = Examples(texts, images, method.reads, share)
+    examples.num_texts(config.train.batch_size)
+    moved = {"all": examples, "texts": texts, "images": images}[config.perturbation.rows]
+    if config.perturbation.radius and moved is None:
+        raise InputError(
+            f"--config.perturbation.rows={config.perturbation.rows} moves nothing, as the run trains on "
+            f"{examples}; set it to all, or the radius to 0"
+        )
+    return class_embeddings, examples, scored
 
 
-def suspects(examples, rows):
-    """Names of the examples in these rows, those with the largest numbers first."""
-    arrays = [array for array in (examples.vectors, examples.local) if array is not None]
-    largest = [np.max([np.abs(np.asarray(array[i])).max() for array in arrays]) for i in rows]
-    names = examples.names
-    return [f"example {i}" if names is None else names[i] for i in rows[np.argsort(largest)[::-1]]]
-
-
-def read_class_embeddings(config, backbone):
-    """The labels and the embedding of each one's name: `Embeddings` with their fingerprint as `origin`."""
+def read_class_embeddings(config: ConfigDict, backbone: Callable[[], Backbone]) -> Embeddings:
+    """The labels and the embedding of each one's name, with their hashes as `origin`."""
     if "class_embeddings" in config.texts:
         path = config.texts.class_embeddings
-        class_embeddings = read_embeddings(path)
-        class_embeddings = class_embeddings._replace(vectors=np.asarray(class_embeddings.vectors))
-        origin = fingerprint(path, "", embedding_files(path)) | {"backbone": class_embeddings.origin}
-        if class_embeddings.names is None:
+        known = read_embeddings(path, "text")
+        if known.names is None:
             raise InputError(f"{path} does not name its classes; store their names in an array called names")
+        if "text" not in known.features:
+            raise InputError(f"{path} holds {', '.join(known.features)}, and no embeddings of class names")
+        made_by = known.origin or UNKNOWN
+        origin = fingerprint(path, "", embedding_files(path)).replace(
+            backbone=made_by, labels=hash_names(known.names)
+        )
+        vectors = np.asarray(known.features["text"])
+        class_embeddings = Embeddings({"text": vectors}, tuple(known.names), origin=origin)
     else:
         names, path = label_names_of(config)
         class_embeddings = embed_names(backbone(), names, CLASS_TEMPLATE)
-        origin = class_embeddings.origin
     check_label_names(class_embeddings.names, path)
-    labels = hashlib.sha256("\n".join(class_embeddings.names).encode()).hexdigest()
-    return class_embeddings._replace(origin=origin | {"labels": labels})
+    return class_embeddings
 
 
-def label_names_of(config):
+def begin_from(
+    workdir: str | os.PathLike, parameters: dict, class_embeddings: Embeddings
+) -> tuple[dict, dict, str]:
+    """Another run's parameters, to begin with: `config.init`.
+
+    Args:
+      workdir: of that run.
+      parameters: what this run would begin with, whose shapes they must have.
+      class_embeddings: of this run, which may be others where the method allows it.
+
+    Returns:
+      The parameters, the random buffers that belong to them, and the SHA-256 of that run.
+
+    Raises:
+      InputError: there is no such run, it was trained on another backbone or with other settings of its
+        method, or its method knows its own labels alone.
+    """
+    run = read_run(workdir, calibrated=False)
+    if run.label_names != class_embeddings.names and not run.method.open_vocabulary:
+        raise InputError(
+            f"--config.init={workdir} holds {run.method.title}, which knows no labels but those it was "
+            f"trained on; give the same labels ({methods.with_open_vocabulary()} take others)"
+        )
+    encoder = (class_embeddings.origin or UNKNOWN).encoder
+    if run.trained_on and encoder and run.trained_on.sha256 != encoder.sha256:
+        raise InputError(
+            f"--config.init={workdir} was trained on {run.trained_on}, and this run would be on {encoder}; "
+            "both must have one backbone"
+        )
+    there, here = (
+        {path: array.shape for path, array in flatten_dict(of, sep=".").items()}
+        for of in (run.parameters, parameters)
+    )
+    for path in sorted(there.keys() | here.keys()):
+        if there.get(path) != here.get(path):
+            raise InputError(
+                f"--config.init={workdir} holds {run.method.title} with other settings: {path} is "
+                f"{there.get(path, 'absent')} there, and {here.get(path, 'absent')} here"
+            )
+    return jax.tree.map(np.asarray, run.parameters), random_buffers(run.frozen), run.digest
+
+
+def label_names_of(config: ConfigDict) -> tuple[list[str], str | os.PathLike]:
     """The labels that a recipe names in a file, or else those of its images; and where they come from.
 
     Raises:
@@ -105,9 +163,11 @@ def label_names_of(config):
     )
 
 
-def read_training_texts(config, class_embeddings, backbone, workdir):
-    """`Embeddings` of the training texts (N, D), with labels (N, K)."""
-    label_names, num_labels = class_embeddings.names, len(class_embeddings.names)
+def read_training_texts(
+    config: ConfigDict, class_embeddings: Embeddings, backbone: Callable[[], Backbone], workdir: Path
+) -> Embeddings:
+    """The training texts, with labels (N, K)."""
+    label_names, num_labels = class_embeddings.names, len(class_embeddings)
     if config.texts.number < num_labels:
         raise InputError(
             f"--config.texts.number={config.texts.number} leaves labels without a text; "
@@ -115,14 +175,15 @@ def read_training_texts(config, class_embeddings, backbone, workdir):
         )
     labels = sample_label_sets(config.seed, config.texts.number, num_labels, config.texts.max_labels)
     if "class_embeddings" in config.texts:
-        return Embeddings(mix_class_embeddings(labels, class_embeddings.vectors), labels=labels)
+        return Embeddings({"text": mix_class_embeddings(labels, class_embeddings.vectors)}, labels=labels)
     texts = tuple(write_texts(labels, label_names, config.seed))
     path = workdir / "texts.npz"  # encoding takes minutes: done once per run
     with all_or_none():
         if is_first() and not _holds_texts(path, texts, backbone):
-            vectors = backbone().encode_texts(texts)
-            write_embeddings(path, Embeddings(vectors, texts, labels, label_names, backbone().fingerprint))
-    return read_embeddings(path)._replace(labels=labels)
+            features = {"text": backbone().encode_texts(texts)}
+            known = Embeddings(features, texts, labels, label_names, origin=backbone().origin)
+            write_embeddings(path, known)
+    return read_embeddings(path).replace(labels=labels)
 
 
 def _holds_texts(path, texts, backbone):
@@ -130,4 +191,4 @@ def _holds_texts(path, texts, backbone):
     if not path.is_file():
         return False
     stored = read_embeddings(path)
-    return stored.names == texts and stored.origin == backbone().fingerprint
+    return stored.names == texts and stored.origin == backbone().origin

@@ -56,6 +56,7 @@ from mlclip_jax.losses import binary_cross_entropy
 from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.nnx_boundary import merge_module, split_module
 from mlclip_jax.progress import note
+from mlclip_jax.provenance import Origin
 from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, FRACTION, NOT_NEGATIVE
 from mlclip_jax.streams import Stream
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
@@ -171,18 +172,15 @@ def pretrain(config, workdir):
         order = batch_indices(config.seed, t, num_train, config.train.batch_size)
         return [source.names[i] for i in order]
 
-    frozen = {  # nothing of the model is; but what it learns from must stay the same
-        "name": "pre-training",
-        "revision": "",
-        "sha256": source.digest,
-    }
+    # Nothing of the model is frozen; but what it learns from must stay the same.
+    origin = Origin("pre-training", "", source.digest)
     described = json.loads(config.to_json())
-    check_alike(described, frozen)
+    check_alike(described, origin.to_dict())
     kept_with_each = {"config": described, "scored_on": source.digest}
     with (
         held_by_this_run(workdir),
         closing,
-        Checkpoints(workdir / "checkpoints", frozen, **kept_with_each) as checkpoints,
+        Checkpoints(workdir / "checkpoints", origin, **kept_with_each) as checkpoints,
     ):
         step, state = resume(checkpoints, state, config.train, replicated(mesh))
         if step:

@@ -62,9 +62,10 @@ def hyper_of(config):
 def make_train_step(graph, optimizer, loss_sum, perturb, *, skip_nonfinite=False, fuse_allreduce=True):
     """The training step of one device: `train_step(state, frozen, batch, step, hyper) -> (state, metrics)`.
 
-    Written for any number of devices: `batch` is one device's share of the global batch, features by name and
-    `labels`, and sums over examples run over the axis `"data"`. Noise and dropout of an example depend on
-    the seed, the step and its position in the global batch alone, so the number of devices changes nothing.
+    Written for any number of devices: `batch` is one device's share of the global batch: features by name,
+    `labels`, and `is_text`, which rows are texts. Sums over examples run over the axis `"data"`. Noise and
+    dropout of an example depend on the seed, the step and its position in the global batch alone, so the
+    number of devices changes nothing.
 
     Args:
       graph: the method's `nnx.GraphDef`.
@@ -75,12 +76,13 @@ def make_train_step(graph, optimizer, loss_sum, perturb, *, skip_nonfinite=False
     """
 
     def train_step(state, frozen, batch, step, hyper):
-        labels, features = batch["labels"], {name: rows for name, rows in batch.items() if name != "labels"}
+        labels = batch["labels"]
         positions = jax.lax.axis_index(AXIS) * len(labels) + jnp.arange(len(labels))
         key = jax.random.fold_in(jax.random.key(hyper["seed"]), step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
         noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        features = perturb(noise_keys, features, hyper)
+        perturbed = perturb(noise_keys, batch, hyper)
+        features = {name: rows for name, rows in perturbed.items() if name not in ("labels", "is_text")}
 
         def loss(parameters):
             method = merge_module(graph, parameters, frozen)

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from mlclip_jax import calibration, methods, perturbation, recipes
 from mlclip_jax.comparison import print_comparison
-from mlclip_jax.data.pipeline import batch_indices
 from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.processes import (
     all_or_none,
@@ -33,7 +32,6 @@ from mlclip_jax.distributed.sharding import (
     replicated,
     split_by_labels,
 )
-from mlclip_jax.embeddings.labelled import digest
 from mlclip_jax.embeddings.store import write_embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.evaluation import evaluate
@@ -44,15 +42,17 @@ from mlclip_jax.perturbation import make_perturbation
 from mlclip_jax.progress import note
 from mlclip_jax.ranges import AT_LEAST_1, FRACTION
 from mlclip_jax.runs import (
+    random_buffers,
     read_random_buffers,
     read_run,
-    score_images,
     write_random_buffers,
     write_trained_on,
 )
+from mlclip_jax.scoring import score_images
 from mlclip_jax.training import optimizers
-from mlclip_jax.training.checkpoints import METRIC, Checkpoints
-from mlclip_jax.training.inputs import read_data, suspects
+from mlclip_jax.training.checkpoints import METRIC, Checkpoints, has_checkpoints
+from mlclip_jax.training.examples import digest_of
+from mlclip_jax.training.inputs import begin_from, read_data
 from mlclip_jax.training.loop import (
     BEST_BY,
     is_finished,
@@ -96,20 +96,27 @@ def train(config, workdir):
     note(describe_mesh(mesh, config.train.batch_size))
     with all_or_none():
         class_embeddings, examples, images = read_data(config, workdir)
-    origin = class_embeddings.origin
-    if "examples" in config:
-        origin = origin | {"examples": digest(examples)}
-    config = optimizers.with_steps(config, len(examples.vectors))
-    described = json.loads(config.to_json())
-    check_alike(described, origin)
+    config = optimizers.with_steps(config, len(examples))
 
     method = methods.find(config.method)
     module = method.make(class_embeddings.vectors, rngs=nnx.Rngs(config.seed))
-    graph, parameters, frozen = split_trainable(module)
+    graph, parameters, frozen = split_trainable(module, method.trainable)
+    buffers, init = random_buffers(frozen), ""
+    with all_or_none():
+        if config.init:
+            parameters, buffers, init = begin_from(config.init, parameters, class_embeddings)
+        if has_checkpoints(workdir / "checkpoints"):  # which belong to the buffers of that time
+            buffers = read_random_buffers(workdir)
+    frozen |= buffers
+    learnt = "" if examples.images is None else digest_of(examples.images)
+    origin = class_embeddings.origin.replace(examples=learnt, init=init)
+    described = json.loads(config.to_json())
+    check_alike(described, origin.to_dict())
     optimizers.check_groups(config, parameters)
     optimizer, hyper = optimizers.make_optimizer(config), hyper_of(config)
     state = initial_state(parameters, optimizer(hyper))
     state_shardings = shardings_of(state, module.label_axes(), optimizer(hyper), mesh)
+    frozen_on_device = place(frozen, split_by_labels(mesh, frozen, module.label_axes()))
 
     step_function = make_train_step(
         graph,
@@ -119,7 +126,6 @@ def train(config, workdir):
         skip_nonfinite=config.train.max_skipped_steps > 0,
         fuse_allreduce=config.train.label_shards == 1,
     )
-    data = examples.features(method.reads) | {"labels": examples.labels}
 
     def compiled(split_data):
         run = data_parallel(
@@ -133,23 +139,23 @@ def train(config, workdir):
         return lambda state, data, indices, steps: run(state, frozen_on_device, data, indices, steps, hyper)
 
     def indices_of(first, end):
-        number, size = len(examples.vectors), config.train.batch_size
-        return np.stack([batch_indices(config.seed, t, number, size) for t in range(first, end)])
+        size = config.train.batch_size
+        return np.stack([examples.indices(config.seed, t, size) for t in range(first, end)])
 
     end_after = functools.partial(next_boundary, train=config.train)
-    run_chunk = make_run_chunk(compiled, data, indices_of, end_after, mesh)
+    run_chunk = make_run_chunk(compiled, examples.data, indices_of, end_after, mesh)
 
     def evaluate_now(state):
         own = local_copy((state["parameters"], frozen_on_device), mesh)
-        scores = score_images(graph, *own, images.features(method.reads))
+        scores = score_images(graph, *own, images.only(method.reads))
         return figures_on_the_way(config, scores, np.asarray(images.labels))
 
     def names_of(t):
-        return suspects(examples, indices_of(t, t + 1)[0])
+        return examples.suspects(indices_of(t, t + 1)[0])
 
     scored_on = None
     if images is not None and config.train.evaluate_every:
-        scored_on = f"{digest(images)} by {config.train.best_by}"
+        scored_on = f"{digest_of(images)} by {config.train.best_by}"
     kept_with_each = {"config": described, "scored_on": scored_on}
     with (
         held_by_this_run(workdir),
@@ -158,18 +164,14 @@ def train(config, workdir):
         step, state = resume(checkpoints, state, config.train, state_shardings)
         with all_or_none():
             if is_first():
-                if not step:
-                    write_random_buffers(workdir, frozen)
+                write_random_buffers(workdir, buffers)
                 recipes.write_config(workdir, config)
-                if "examples" in config:
-                    write_trained_on(workdir, examples)
+                if examples.images is not None:
+                    write_trained_on(workdir, examples.images)
                 if not is_finished(config.train, checkpoints.best, step):
                     # A calibration was fitted to parameters that are about to change.
                     (workdir / calibration.FILE).unlink(missing_ok=True)
-                write_embeddings(workdir / "classes.npz", class_embeddings)
-        with all_or_none():
-            frozen |= read_random_buffers(workdir)
-        frozen_on_device = place(frozen, split_by_labels(mesh, frozen, module.label_axes()))
+                write_embeddings(workdir / "classes.npz", class_embeddings.replace(origin=origin))
         number = sum(x.size for x in jax.tree.leaves(parameters))
         note(f"{method.title}: {number:,} parameters, {method.settings.get('dtype', 'float32')}")
         if config.loss.name in UNCALIBRATED:
@@ -185,9 +187,7 @@ def train(config, workdir):
             names_of,
         )
         last = checkpoints.latest_step
-    learnt_from = f"{len(examples.vectors)} {'images' if 'examples' in config else 'texts'}"
-    labels = f"{len(class_embeddings.names)} labels"
-    print(f"{workdir}: trained {last} steps on {learnt_from} about {labels}")
+    print(f"{workdir}: trained {last} steps on {examples} about {len(class_embeddings)} labels")
     if images is not None:
         print_comparison(*evaluate([read_run(workdir)], images))
     return state["parameters"]
@@ -257,6 +257,7 @@ def with_loss_constants(config):
 # What does not change the result; for paths, fingerprints tell whether what they lead to is the same.
 MAY_CHANGE = (
     "recipe",
+    "init",
     "evaluation.",
     "examples.",
     "max_skipped",
@@ -293,6 +294,7 @@ def check(config, num_devices):
         "max_skipped": FRACTION,
         "texts.number": AT_LEAST_1,
         "texts.max_labels": AT_LEAST_1,
+        "texts.share": FRACTION,
     }
     for part, ranges in (
         ("method", method.ranges),

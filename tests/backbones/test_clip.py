@@ -90,9 +90,9 @@ def test_the_hub_name_is_found_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     backbone = mlclip_jax.load_backbone("someone/tiny-clip")
-    assert backbone.fingerprint["name"] == "someone/tiny-clip"
-    assert backbone.fingerprint["revision"] == revision
-    assert backbone.fingerprint["sha256"] == mlclip_jax.load_backbone(folder).fingerprint["sha256"]
+    assert backbone.origin.name == "someone/tiny-clip"
+    assert backbone.origin.revision == revision
+    assert backbone.origin.sha256 == mlclip_jax.load_backbone(folder).origin.sha256
     with pytest.raises(InputError, match="'someone/other' is no folder here, and cannot be downloaded"):
         mlclip_jax.load_backbone("someone/other")
 

@@ -368,7 +368,7 @@ def test_it_prints_what_it_loaded(tmp_path, capsys):
     assert line == f"{backbone!r}\n"
     number = sum(leaf.size for leaf in jax.tree.leaves(backbone.parameters))
     assert f"CLIP (ViT 2 x 32, patches of 8; text 2 x 24; gelu), {number:,} parameters, bfloat16" in line
-    assert backbone.fingerprint["sha256"][:12] in line
+    assert backbone.origin.sha256[:12] in line
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from tiny_models import CASES, write_case, write_settings
 import mlclip_jax
 from mlclip_jax import InputError
 from mlclip_jax.backbones.layouts import read_layout
-from mlclip_jax.backbones.weights import find_checkpoint, fingerprint, load_parameters
+from mlclip_jax.backbones.weights import find_checkpoint, load_parameters
 from mlclip_jax.cli import main
 from mlclip_jax.nnx_boundary import abstract_module
+from mlclip_jax.provenance import Origin, fingerprint
 
 
 @pytest.fixture
@@ -73,15 +74,15 @@ def test_the_fingerprint_is_of_all_that_matters(folder, tmp_path):
     path = tmp_path / "some.bin"
     path.write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-2
-    assert fingerprint("name", "main", [path]) == {"name": "name", "revision": "main", "sha256": digest}
-    before = mlclip_jax.load_backbone(folder).fingerprint
+    assert fingerprint("name", "main", [path]) == Origin("name", "main", digest)
+    before = mlclip_jax.load_backbone(folder).origin
     rewrite(folder, lambda arrays: arrays["logit_scale"].__iadd__(1))
-    weights_changed = mlclip_jax.load_backbone(folder).fingerprint
+    weights_changed = mlclip_jax.load_backbone(folder).origin
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["hidden_act"] = "gelu"
     (folder / "config.json").write_text(json.dumps(config))
-    config_changed = mlclip_jax.load_backbone(folder).fingerprint
-    assert len({f["sha256"] for f in (before, weights_changed, config_changed)}) == 3
+    config_changed = mlclip_jax.load_backbone(folder).origin
+    assert len({origin.sha256 for origin in (before, weights_changed, config_changed)}) == 3
 
 
 def test_integers_are_no_weights(folder):

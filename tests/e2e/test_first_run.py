@@ -97,7 +97,7 @@ def test_photographs_pass_a_full_size_clip(tmp_path, capsys, write, width, numbe
         (images / path.name).symlink_to(path)
     output = tmp_path / "out.npz"
     assert main(["embed", f"--backbone={clip}", f"--images={images}", f"--output={output}"]) == 0
-    assert f"{number} embeddings of width {width}" in capsys.readouterr().out
+    assert f"{number} embeddings in {output}: image ({width})" in capsys.readouterr().out
     stored = read_embeddings(output)
     with (PHOTOGRAPHS / "labels.csv").open() as file:
         assert set(stored.names) <= {row["filename"] for row in csv.DictReader(file)}

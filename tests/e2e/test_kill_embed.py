@@ -26,7 +26,13 @@ def test_killed_three_times_it_ends_the_same(tmp_path):
     for i in (17, 300):
         (tmp_path / f"images/{i:03}.jpg").write_bytes(b"")
     (tmp_path / "labels.csv").write_text("\n".join(lines))
-    command = ["embed", f"--backbone={clip}", "--batch_size=8", "--shard_rows=16", "--local"]
+    command = [
+        "embed",
+        f"--backbone={clip}",
+        "--batch_size=8",
+        "--shard_rows=16",
+        "--features=image,image_local",
+    ]
     command.append(f"--images=table:{tmp_path / 'labels.csv'},images={tmp_path / 'images'}")
     finish([*command, f"--output={tmp_path / 'undisturbed'}"])
 
@@ -54,8 +60,10 @@ def test_killed_three_times_it_ends_the_same(tmp_path):
     assert f"{NUMBER - 2} embeddings" in last
 
     ended, expected = read_embeddings(out), read_embeddings(tmp_path / "undisturbed")
-    for name in ("vectors", "local", "labels"):
-        np.testing.assert_array_equal(getattr(ended, name), getattr(expected, name))
+    assert list(ended.features) == list(expected.features) == ["image", "image_local"]
+    for name, feature in expected.features.items():
+        np.testing.assert_array_equal(ended.features[name], feature)
+    np.testing.assert_array_equal(ended.labels, expected.labels)
     assert ended.names == expected.names
     assert ended.names == tuple(f"{i:03}.jpg" for i in range(NUMBER) if i not in (17, 300))
     assert (out / "skipped.jsonl").read_text() == (tmp_path / "undisturbed/skipped.jsonl").read_text()

@@ -13,12 +13,13 @@ from mlclip_jax import methods
 from mlclip_jax.configs import ml_decoder
 from mlclip_jax.distributed.sharding import make_mesh, place, replicated
 from mlclip_jax.nnx_boundary import split_trainable
+from mlclip_jax.provenance import Origin
 from mlclip_jax.training.checkpoints import Checkpoints
 from mlclip_jax.training.optimizers import make_optimizer
 from mlclip_jax.training.step import hyper_of, initial_state
 
 pytestmark = pytest.mark.slow
-FROZEN = {"name": "overheads", "revision": "", "sha256": "0" * 64}
+FROZEN = Origin("overheads", "", "0" * 64)
 
 
 def test_saving_blocks_less_than_a_twentieth_of_the_time(tmp_path):

@@ -10,6 +10,7 @@ import mlclip_jax
 from mlclip_jax.cli import main
 from mlclip_jax.configs import tai
 from mlclip_jax.embeddings.store import Embeddings, read_embeddings, write_embeddings
+from mlclip_jax.provenance import Origin
 from mlclip_jax.runs import load_backbone_of
 
 
@@ -27,19 +28,13 @@ def test_a_folder_of_images(clip, tmp_path, capsys):
     output = tmp_path / "deep" / "out.npz"
     assert main(["embed", f"--backbone={clip}", f"--images={folder}", f"--output={output}"]) == 0
     captured = capsys.readouterr()
-    assert f"3 embeddings of width 20 in {output}" in captured.out
+    assert f"3 embeddings in {output}: image (20)" in captured.out
     assert "1 files are no images and were left out: labels.csv" in captured.err
     stored = read_embeddings(output)
     assert stored.names == ("a.png", "b.png", "sub/c.png")
     backbone = mlclip_jax.load_backbone(clip)
-    how = {
-        "image_size": [24, 24],
-        "resize": "crop",
-        "decode": "full",
-        "dtype": "float32",
-        "position_embeddings": None,
-    }
-    assert stored.origin == backbone.fingerprint | how
+    how = {"image_size": (24, 24), "resize": "crop", "decode": "full", "dtype": "float32"}
+    assert stored.origin == backbone.origin.replace(**how)
     expected = backbone.encode_images([images()[1], images()[0], images()[2]])
     np.testing.assert_allclose(stored.vectors, expected, rtol=0, atol=1e-6)
 
@@ -57,31 +52,35 @@ def test_a_file_of_texts_and_of_names(clip, tmp_path):
     assert prompted.names == plain.names == ("dog", "umbrella")
     expected = backbone.encode_texts(["a photo of a dog.", "a photo of an umbrella."])
     np.testing.assert_allclose(prompted.vectors, expected, rtol=0, atol=1e-6)
-    assert prompted.origin["template"] == "a photo of {labels}."
+    assert prompted.origin.template == "a photo of {labels}."
 
 
 def test_what_is_written_reads_back(tmp_path):
     embeddings = Embeddings(
-        np.eye(3, 4, dtype=np.float32),
+        {
+            "image": np.eye(3, 4, dtype=np.float32),
+            "image_local": np.ones((3, 2, 4), np.float32),
+            "pair": np.eye(3, 5, dtype=np.float32),
+        },
         names=("a", "b", "c"),
         labels=np.array([[1, 0], [0, -1], [1, 1]], np.int8),
         label_names=("cat", "dog"),
-        origin={"name": "x", "revision": "", "sha256": "00"},
+        captions=("one", "two", "three"),
+        origin=Origin("x", "", "00", image_size=(32, 48), backbone=Origin("y", "main", "11")),
     )
     write_embeddings(tmp_path / "x.npz", embeddings)
     again = read_embeddings(tmp_path / "x.npz")
-    np.testing.assert_array_equal(again.vectors, embeddings.vectors)
+    assert again.features.keys() == embeddings.features.keys()
+    for name, feature in embeddings.features.items():
+        np.testing.assert_array_equal(again.features[name], feature)
     np.testing.assert_array_equal(again.labels, embeddings.labels)
-    assert (again.names, again.label_names, again.origin) == (
-        embeddings.names,
-        embeddings.label_names,
-        embeddings.origin,
-    )
+    for known in ("names", "label_names", "captions", "origin"):
+        assert getattr(again, known) == getattr(embeddings, known)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    embeddings = Embeddings(np.eye(2, dtype=np.float32))
+    embeddings = Embeddings({"image": np.eye(2, dtype=np.float32)})
     write_embeddings(tmp_path / "x.npz", embeddings)
     before = (tmp_path / "x.npz").read_bytes()
 
@@ -105,8 +104,8 @@ def test_how_the_backbone_encodes_is_chosen_and_recorded(clip, tmp_path, capsys)
     assert main([*command, *settings, f"--output={tmp_path / 'out.npz'}"]) == 0
     assert "bfloat16, images of 32 x 48" in capsys.readouterr().err
     stored = read_embeddings(tmp_path / "out.npz")
-    assert stored.origin["image_size"] == [32, 48]
-    assert (stored.origin["resize"], stored.origin["dtype"]) == ("squash", "bfloat16")
+    assert stored.origin.image_size == (32, 48)
+    assert (stored.origin.resize, stored.origin.dtype) == ("squash", "bfloat16")
     backbone = mlclip_jax.load_backbone(clip, image_size=(32, 48), resize="squash")
     expected = backbone.encode_images(images())
     assert 0 < np.abs(stored.vectors - expected).max() < 3e-2 * np.abs(expected).max()

@@ -6,8 +6,11 @@ import pytest
 from mlclip_jax import InputError
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import Embeddings
+from mlclip_jax.provenance import Origin
 
-CLASSES = Embeddings(np.zeros((3, 4), np.float32), names=("cat", "dog", "owl"), origin={"sha256": "a"})
+CLASSES = Embeddings(
+    {"text": np.zeros((3, 4), np.float32)}, names=("cat", "dog", "owl"), origin=Origin("x", "", "a")
+)
 VECTORS = np.arange(8, dtype=np.float32).reshape(2, 4)
 LABELS = np.array([[1, 0, -1], [0, 1, 1]], np.int8)
 

@@ -23,9 +23,10 @@ from mlclip_jax.cli import main
 from mlclip_jax.data.sources import read_folder
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.embeddings import shards
-from mlclip_jax.embeddings.embed import embed_images, image_origin
+from mlclip_jax.embeddings.embed import embed_images
 from mlclip_jax.embeddings.labelled import embedded_once
-from mlclip_jax.embeddings.store import Rows, blocks, read_embeddings, read_manifest
+from mlclip_jax.embeddings.rows import Rows, blocks
+from mlclip_jax.embeddings.store import read_embeddings, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,9 @@ def photographs(tmp_path_factory):
     return folder
 
 
+LOCAL = ("image", "image_local")
+
+
 def embed(backbone, source, folder, **settings):
     settings = {"batch_size": 4, "shard_rows": 8} | settings
     embed_images(backbone, source, folder, **settings)
@@ -67,10 +71,13 @@ def unfinish(folder):
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "float16"])
 def test_what_is_written_reads_back_as_it_was_computed(backbone, photographs, tmp_path, storage):
     source = read_table(photographs / "table.csv")
-    stored = embed(backbone, source, tmp_path / "out", storage=storage, local=True)
+    stored = embed(backbone, source, tmp_path / "out", storage=storage, features=LOCAL)
     expected = backbone.encode_images([photographs / name for name in source.names], local=True)
     tolerance = {"float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-11}[storage]
-    for rows, exact in ((stored.vectors, expected.embeddings), (stored.local, expected.local)):
+    computed = {"image": expected.embeddings, "image_local": expected.local}
+    assert stored.features.keys() == computed.keys()
+    for name, exact in computed.items():
+        rows = stored.features[name]
         assert rows.dtype == np.float32
         assert rows.shape == exact.shape
         np.testing.assert_allclose(np.asarray(rows), exact, rtol=tolerance, atol=1e-5)
@@ -78,7 +85,7 @@ def test_what_is_written_reads_back_as_it_was_computed(backbone, photographs, tm
     assert stored.label_names == ("cat", "dog")
     np.testing.assert_array_equal(stored.labels, source.labels)
     assert stored.labels.dtype == np.int8
-    assert stored.origin == image_origin(backbone)
+    assert stored.origin == backbone.image_origin
     manifest = read_manifest(tmp_path / "out")
     assert (manifest["complete"], manifest["embeddings"], manifest["skipped"]) == (True, 30, 0)
     assert manifest["dtype"] == storage
@@ -184,7 +191,7 @@ def test_only_missing_shards_are_made_again_and_are_the_same(backbone, photograp
     ("change", "words"),
     [
         ({"storage": "float16"}, 'another dtype: "float32", not "float16"'),
-        ({"local": True}, "another local: false, not true"),
+        ({"features": LOCAL}, r"another features: \[\"image\"\], not \[\"image\", \"image_local\"\]"),
         (
             {"batch_size": 12},
             "begun with shards of 8, which batches of 12 do not fill; give the --batch_size",
@@ -273,7 +280,7 @@ def test_texts_are_stored_alike(clip, backbone, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("\n".join(texts))
     command = ["embed", f"--backbone={clip}", f"--texts={tmp_path / 'texts.txt'}", "--storage=bfloat16"]
     assert main([*command, f"--output={tmp_path / 'out'}"]) == 0
-    assert f"20 embeddings of width 20 in {tmp_path / 'out'}" in capsys.readouterr().out
+    assert f"20 embeddings in {tmp_path / 'out'}: text (20)" in capsys.readouterr().out
     stored = read_embeddings(tmp_path / "out")
     assert stored.names == tuple(texts)
     exact = backbone.encode_texts(texts)

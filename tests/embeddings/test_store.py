@@ -16,10 +16,33 @@ VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_npz_of_any_maker(tmp_path, key, dtype):
     np.savez(tmp_path / "x.npz", **{key: VECTORS.astype(dtype)})
-    embeddings = read_embeddings(tmp_path / "x.npz")
-    assert embeddings.vectors.dtype == np.float32
-    np.testing.assert_array_equal(embeddings.vectors, VECTORS)
-    assert embeddings[1:] == (None,) * 5
+    for kind in ("image", "text"):
+        embeddings = read_embeddings(tmp_path / "x.npz", kind)
+        assert list(embeddings.features) == [
+            {"image_embeddings": "image", "text_embeddings": "text"}.get(key, kind)
+        ]
+        assert embeddings.vectors.dtype == np.float32
+        np.testing.assert_array_equal(embeddings.vectors, VECTORS)
+        for known in ("names", "labels", "label_names", "captions", "origin"):
+            assert getattr(embeddings, known) is None
+
+
+def test_several_features(tmp_path):
+    arrays = {
+        "image": VECTORS,
+        "text": 2 * VECTORS,
+        "text_local": np.ones((3, 5, 4)),
+        "depth": VECTORS[:, :2],
+    }
+    np.savez(tmp_path / "x.npz", **arrays, captions=["a", "b", "c"], logits=np.full((3, 4), np.nan))
+    stored = read_embeddings(tmp_path / "x.npz", reads=["image", "depth"])
+    assert list(stored.features) == ["image", "text", "text_local", "depth"]
+    for name, feature in stored.features.items():
+        np.testing.assert_array_equal(feature, arrays[name])
+    assert stored.captions == ("a", "b", "c")
+    chosen = stored.select(np.array([2, 0]))
+    np.testing.assert_array_equal(chosen.features["depth"], VECTORS[[2, 0], :2])
+    assert (len(chosen), chosen.captions, chosen.names) == (2, ("c", "a"), None)
 
 
 def test_npy(tmp_path):

@@ -7,9 +7,10 @@ import pytest
 
 from mlclip_jax import InputError
 from mlclip_jax.distributed.sharding import make_mesh, replicated
+from mlclip_jax.provenance import Origin
 from mlclip_jax.training.checkpoints import Checkpoints, abstract
 
-FROZEN = {"name": "openai/clip", "revision": "0123456789abcdef", "sha256": "aa" * 32, "labels": "ee" * 32}
+FROZEN = Origin("openai/clip", "0123456789abcdef", "aa" * 32, labels="ee" * 32)
 
 
 def state_of(value, num_devices=2):
@@ -48,7 +49,7 @@ def test_a_part_can_be_restored_alone(tmp_path):
 def test_other_frozen_weights_are_refused_by_name(tmp_path):
     with Checkpoints(tmp_path, FROZEN) as checkpoints:
         checkpoints.save(1, state_of(1.0))
-    other = {"name": "some/folder", "revision": "", "sha256": "bb" * 32, "labels": "ee" * 32}
+    other = Origin("some/folder", "", "bb" * 32, labels="ee" * 32)
     with Checkpoints(tmp_path, other) as checkpoints, pytest.raises(InputError) as raised:
         checkpoints.restore(abstract(state_of(0.0), replicated(make_mesh())))
     for part in (

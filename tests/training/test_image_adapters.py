@@ -19,7 +19,7 @@ from mlclip_jax import InputError, methods
 from mlclip_jax.cli import main
 from mlclip_jax.configs import ml_decoder, mmm_clip
 from mlclip_jax.embeddings.labelled import read_images
-from mlclip_jax.embeddings.store import read_embeddings
+from mlclip_jax.embeddings.store import read_embeddings, write_embeddings
 from mlclip_jax.evaluation import figures_of
 from mlclip_jax.experiments import few_shot
 from mlclip_jax.runs import read_run
@@ -58,7 +58,11 @@ def folder(tmp_path_factory):
             Image.fromarray(np.roll(image, shift, axis=1)).save(folder / split / f"{i}.png")
             rows[split].append(f"{i}.png,{LABELS[i % 4]}|{LABELS[(i + 1) % 4]}")
         (folder / f"{split}.csv").write_text("\n".join(rows[split]))
-        flags = [f"--images={folder / split}", "--local", f"--output={folder / split}.npz"]
+        flags = [
+            f"--images={folder / split}",
+            "--features=image,image_local",
+            f"--output={folder / split}.npz",
+        ]
         assert main(["embed", f"--backbone={folder / 'clip'}", *flags]) == 0
     return folder
 
@@ -119,7 +123,7 @@ def test_every_adapter_trains(folder, trained, case, mode):
         run.class_embeddings,
         None,
         None,
-        local=True,
+        reads=run.method.reads,
     )
     figures = figures_of(run, np.asarray(run.score(scored)), scored.labels)
     assert figures == pytest.approx(written["raw"])
@@ -179,16 +183,15 @@ def test_variants_that_do_not_exist(tmp_path, capsys, variant, message):
 
 
 def test_local_features_are_asked_for_where_they_are_read(folder, tmp_path, capsys):
-    pooled = read_embeddings(folder / "test.npz")._replace(local=None)
-    from mlclip_jax.embeddings.store import write_embeddings
-
+    images = read_embeddings(folder / "test.npz")
+    pooled = images.replace(features=images.only(["image"]))
     write_embeddings(tmp_path / "pooled.npz", pooled)
     given = {"evaluation__embeddings": tmp_path / "pooled.npz"}
     assert main(arguments(folder, tmp_path / "run", "mld_local", **given)) == 2
-    assert "holds no local features, which this adapter reads; embed with --local" in capsys.readouterr().err
+    assert (
+        "holds no image_local, which this method reads, but image; embed with --features=image,image_local"
+    ) in capsys.readouterr().err
     assert main(arguments(folder, tmp_path / "run", "mld_pooled", **given)) == 0
-    assert main(["embed", "--local", f"--backbone={folder / 'clip'}", "--texts=x", "--output=x.npz"]) == 2
-    assert "--local is for --images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def test_twelve_runs_at_once_are_the_twelve_runs():
     data = {
         "image": random.normal(size=(NUMBER, WIDTH)).astype(np.float32),
         "labels": random.integers(0, 2, (NUMBER, LABELS)).astype(np.int8),
+        "is_text": np.ones(NUMBER, bool),
     }
     indices = random.integers(0, NUMBER, (STEPS, BATCH)).astype(np.int32)
     rest = data, indices, np.arange(STEPS, dtype=np.int32)

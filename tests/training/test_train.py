@@ -226,7 +226,7 @@ def test_embeddings_of_another_backbone_are_refused(folder, tmp_path, capsys):
     assert main(["evaluate", f"--workdir={tmp_path / 'run'}", f"--embeddings={output}", table]) == 2
     message = capsys.readouterr().err
     assert f"{output} was made by {other} (sha256 " in message
-    assert f"the class texts by {folder / 'clip'} (sha256 " in message
+    assert f"the class embeddings by {folder / 'clip'} (sha256 " in message
 
 
 def test_evaluate_compares_methods_over_seeds(world, tmp_path, capsys):
@@ -414,6 +414,7 @@ class TestStep:
         batch = {
             "image": generator.normal(size=(8, 6)).astype(np.float32),
             "labels": generator.integers(0, 2, (8, 3)).astype(np.int8),
+            "is_text": np.ones(8, bool),
         }
         class_embeddings = np.zeros((3, 6), np.float32)
         settings = {"hidden": 16, "dropout": config.method.dropout, "dtype": config.method.dtype}
