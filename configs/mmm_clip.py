@@ -13,7 +13,7 @@ Variants:
                  its code, without dropout.
 
 `mmm_clip:mld,loss=asymmetric` sets another loss, whose constants are then `config.loss.*`. With
-`--config.examples.embeddings`, local features come from `mlclip embed --local`.
+`--config.examples.embeddings`, local features come from `mlclip embed --features=image,image_local`.
 
 Measured on the built-in world: docs/results.md.
 """

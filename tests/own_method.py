@@ -22,6 +22,7 @@ class LowRank(nnx.Module):
     RANGES: ClassVar = {"rank": AT_LEAST_1}
     reads = ("image",)
     open_vocabulary = True
+    TRAINABLE = ("image", "text.kernel")
 
     def __init__(self, class_embeddings, *, rank=8, rngs):
         width = class_embeddings.shape[1]

@@ -159,7 +159,7 @@ def test_recipes_of_ones_own(capsys, tmp_path):
 def test_embeddings_that_do_not_fit(capsys, world, tmp_path):
     narrow = write_embeddings(tmp_path, width=16) / "images.npz"
     arguments = train_arguments(world, tmp_path / "run", evaluation__embeddings=narrow)
-    refused(capsys, arguments, "embeddings are 16 wide, the class texts 32; both must come from one backbone")
+    refused(capsys, arguments, "image is 16 wide, the class embeddings 32; both must come from one backbone")
 
     with np.load(world / "images.npz") as images:
         arrays = dict(images)

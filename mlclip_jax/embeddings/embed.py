@@ -304,9 +304,14 @@ def embed_texts(
 
 def _size(backbone, feature):
     """How many numbers a feature of one example has."""
-    places = backbone.grid_size[0] * backbone.grid_size[1]
-    return {
+    context, places = backbone.context_length or 0, backbone.grid_size[0] * backbone.grid_size[1]
+    size = {
+        "image": backbone.embedding_width,
         "image_local": places * backbone.local_width,
-        "text_local": (backbone.context_length or 0) * backbone.embedding_width,
+        "text": backbone.embedding_width if context else 0,
+        "text_local": context * backbone.embedding_width,
         "pair": backbone.pair_width or 0,
-    }.get(feature, backbone.embedding_width)
+    }[feature]
+    if not size:
+        raise InputError(f"{backbone.origin.name} ({backbone.title}) makes no {feature}")
+    return size

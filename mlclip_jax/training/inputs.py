@@ -131,7 +131,7 @@ def begin_from(
     for path in sorted(there.keys() | here.keys()):
         if there.get(path) != here.get(path):
             raise InputError(
-                f"--config.init={workdir} holds {run.method.title} with other settings: {path} is "
+                f"--config.init={workdir} holds {run.method.title}, whose parameters do not fit: {path} is "
                 f"{there.get(path, 'absent')} there, and {here.get(path, 'absent')} here"
             )
     return jax.tree.map(np.asarray, run.parameters), random_buffers(run.frozen), run.digest

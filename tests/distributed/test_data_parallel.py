@@ -33,7 +33,8 @@ def run(mode, num_devices, num_steps, labels=None, loss="binary_cross_entropy"):
     optimizer, hyper = make_optimizer(config), hyper_of(config)
     mesh = make_mesh(jax.devices()[:num_devices])
     state = initial_state(parameters, optimizer(hyper))
-    state, data = jax.device_put((state, {"image": embeddings, "labels": labels}), replicated(mesh))
+    data = {"image": embeddings, "labels": labels, "is_text": np.ones(len(labels), bool)}
+    state, data = jax.device_put((state, data), replicated(mesh))
     perturb = make_perturbation(config.perturbation)
     step = make_train_step(graph, optimizer, make_loss({"name": loss}), perturb)
     run_chunk = data_parallel(make_chunk(step), mode, mesh)

@@ -57,6 +57,7 @@ def run(config, label_shards, num_labels=8, num_steps=5, optimizer=None):
     data = {
         "image": random.normal(size=(NUMBER, WIDTH)).astype(np.float32),
         "labels": random.integers(-1, 2, (NUMBER, num_labels)).astype(np.int8),
+        "is_text": np.ones(NUMBER, bool),
     }
     if "image_local" in methods.find(config.method).reads:
         data["image_local"] = random.normal(size=(NUMBER, 3, WIDTH)).astype(np.float32)

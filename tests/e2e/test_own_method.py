@@ -65,6 +65,15 @@ def test_it_trains_the_same_under_pmap(world, run, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_only_the_paths_that_it_names_are_trained(run):
+    loaded = read_run(run)
+    assert {name: sorted(part) for name, part in loaded.parameters.items()} == {
+        "image": ["bias", "kernel"],
+        "text": ["kernel"],
+    }
+    np.testing.assert_array_equal(loaded.frozen["text"]["bias"], np.zeros(4))
+
+
 def test_killed_it_resumes_to_the_same_end(world, run, tmp_path):
     command = arguments(world, tmp_path / "run")
     checkpoint = tmp_path / "run/checkpoints/20"

@@ -16,6 +16,7 @@ from PIL import Image
 from processes import PATIENCE, free_address
 from pyarrow import parquet
 from tiny_clip import TINY, config_with, write_clip
+from tiny_models import write_case
 
 import mlclip_jax
 from mlclip_jax import InputError
@@ -23,7 +24,7 @@ from mlclip_jax.cli import main
 from mlclip_jax.data.sources import read_folder
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.embeddings import shards
-from mlclip_jax.embeddings.embed import embed_images
+from mlclip_jax.embeddings.embed import embed_images, encode_images
 from mlclip_jax.embeddings.labelled import embedded_once
 from mlclip_jax.embeddings.rows import Rows, blocks
 from mlclip_jax.embeddings.store import read_embeddings, read_manifest
@@ -424,3 +425,74 @@ def test_more_shards_than_files_may_be_open(tmp_path):
     for i in range(200):
         np.save(tmp_path / f"{i}.npy", np.full((1, 3), i, np.float32))
     subprocess.run([sys.executable, "-c", MANY, str(tmp_path)], check=True)
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blip")
+    write_case(folder, "blip")
+    return mlclip_jax.load_backbone(folder)
+
+
+def test_features_of_images_and_their_captions(blip, photographs, tmp_path):
+    """Each row's text and pair are those of its own caption, also beside an image that cannot be read."""
+    source = read_table(photographs / "table.csv")
+    for name in source.names:
+        shutil.copy(photographs / name, tmp_path)
+    shutil.copy(photographs / "table.csv", tmp_path)
+    (tmp_path / "05.png").write_bytes(b"no image")
+    source = read_table(tmp_path / "table.csv")
+    features = ("pair", "text_local", "image", "text")
+    stored = embed(blip, source, tmp_path / "out", features=features, max_skipped=0.1)
+    assert list(stored.features) == list(features)
+    kept = [i for i in range(30) if i != 5]
+    assert stored.names == tuple(source.names[i] for i in kept)
+    assert stored.captions == tuple(source.captions[i] for i in kept)
+    images, captions = ([tmp_path / source.names[i] for i in kept], [source.captions[i] for i in kept])
+    texts = blip.encode_texts(captions, local=True)
+    pair, _ = blip.encode_pairs(images, captions)
+    expected = {"image": blip.encode_images(images), "text": texts.embeddings, "pair": pair}
+    for name, exact in expected.items():
+        np.testing.assert_allclose(stored.features[name], exact, rtol=0, atol=2e-6 * np.abs(exact).max())
+    tokens = stored.features["text_local"]
+    assert tokens.shape == (29, blip.context_length, 20)
+    length = texts.local.shape[1]
+    np.testing.assert_allclose(tokens[:][:, :length], texts.local, rtol=0, atol=1e-5)
+    assert not tokens[:][:, length:].any()
+    assert read_manifest(tmp_path / "out")["features"] == list(features)
+    at_once = encode_images(blip, images, features, captions)
+    for name, feature in at_once.features.items():
+        np.testing.assert_allclose(feature, stored.features[name], rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="28 captions for 29 images; give one for each"):
+        encode_images(blip, images, features, captions[1:])
+
+
+def test_features_that_cannot_be_made(clip, photographs, tmp_path, capsys):
+    (tmp_path / "plain").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain/a.png")
+    (tmp_path / "names.txt").write_text("cat\n")
+    command = ["embed", f"--backbone={clip}", f"--output={tmp_path / 'out'}"]
+    plain, texts = f"--images={tmp_path / 'plain'}", f"--texts={tmp_path / 'names.txt'}"
+    captioned = f"--images=table:{photographs / 'table.csv'}"
+    for flags, message in (
+        ([plain, "--features=image,text"], "text is a feature of images with captions, and these have none"),
+        ([plain, "--features=imgae"], "invalid --features=imgae: must be some of image, image_local, text"),
+        ([plain, "--features=image,image"], "invalid --features=image,image: must be some of"),
+        ([texts, "--features=image"], "invalid --features=image: must be some of text, text_local"),
+        ([captioned, "--features=pair"], "text 2 x 24; quick_gelu)) makes no pair"),
+    ):
+        assert main([*command, *flags]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_manifests_of_the_first_release_are_read(backbone, photographs, tmp_path):
+    source = read_table(photographs / "table.csv")
+    stored = embed(backbone, source, tmp_path / "out", features=LOCAL)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    del manifest["features"]
+    old = manifest | {"version": 1, "kind": "img_emb", "local": True}
+    old["origin"] |= {"position_embeddings": None}
+    (tmp_path / "out/manifest.json").write_text(json.dumps(old))
+    again = read_embeddings(tmp_path / "out")
+    assert list(again.features) == list(LOCAL)
+    assert again.origin == stored.origin

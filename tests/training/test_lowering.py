@@ -97,6 +97,7 @@ def training_step(config, mode, label_shards):
     )
     run = data_parallel(make_chunk(step), mode, mesh, state_shardings=shardings)
     data = {"image": np.zeros((12, WIDTH), np.float32), "labels": np.zeros((12, LABELS), np.int8)}
+    data["is_text"] = np.ones(12, bool)
     if "image_local" in methods.find(config.method).reads:
         data["image_local"] = np.zeros((12, 3, WIDTH), np.float32)
     frozen = place(frozen, split_by_labels(mesh, frozen, adapter.label_axes()))

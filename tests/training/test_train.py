@@ -500,3 +500,57 @@ def test_intervals_are_of_the_basic_bootstrap():
     difference, lower, upper = _difference(measured, "ours", "theirs")
     assert difference == 11
     assert (lower, upper) == pytest.approx((22 - 9506.5, 22 - 6.5))
+
+
+def mixed_arguments(world, workdir, **changes):
+    given = {"examples__embeddings": world / "images.npz", "texts__share": 0.25}
+    return train_arguments(world, workdir, **given | changes)
+
+
+def test_texts_and_images_train_together(world, tmp_path, capsys):
+    """Resumed, it ends as undisturbed; and it is neither the run on texts nor that on images."""
+    assert main(mixed_arguments(world, tmp_path / "whole")) == 0
+    assert "trained 60 steps on 300 texts and 60 images about 6 labels" in capsys.readouterr().out
+    stopped = tmp_path / "stopped"
+    assert main(mixed_arguments(world, stopped)) == 0
+    for step in ("60", "40"):
+        shutil.rmtree(stopped / "checkpoints" / step, ignore_errors=True)
+    assert main(mixed_arguments(world, stopped)) == 0
+    ends = {}
+    for name, more in (("texts", {}), ("images", {"texts__share": 0.0, "perturbation__rows": "images"})):
+        arguments = mixed_arguments if more else train_arguments
+        assert main(arguments(world, tmp_path / name, **more)) == 0
+        ends[name] = jax.tree.leaves(read_run(tmp_path / name).parameters)
+    for ours, theirs, *others in zip(
+        *(jax.tree.leaves(read_run(tmp_path / name).parameters) for name in ("whole", "stopped")),
+        *ends.values(),
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+        assert all(np.abs(ours - other).max() > 1e-4 for other in others)
+    # The images are known to the run: scoring it on them says so.
+    capsys.readouterr()
+    evaluate = ["evaluate", f"--workdir={tmp_path / 'whole'}", f"--embeddings={world / 'images.npz'}"]
+    assert main([*evaluate, "--bootstrap=10"]) == 0
+    assert "beware      of exactly these images 60 were trained on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"texts__share": 1.0}, "--config.texts.share=1 leaves no room for the images of config.examples"),
+        ({"texts__share": 0.01}, "--config.texts.share=0.01 puts 0 texts into a batch of 8"),
+        ({"texts__share": 1.5}, "invalid --config.texts.share=1.5: must be in [0, 1]"),
+        ({"examples__embeddings": ""}, "no images to train on: give --config.examples.embeddings=FILE"),
+        (
+            {"texts__share": 0.0},
+            "--config.perturbation.rows=texts moves nothing, as the run trains on 60 images; set it to all",
+        ),
+        (
+            {"perturbation__rows": "both"},
+            "invalid --config.perturbation.rows=both: must be one of all",
+        ),
+    ],
+)
+def test_shares_that_cannot_be(world, tmp_path, capsys, changes, message):
+    assert main(mixed_arguments(world, tmp_path / "run", **changes)) == 2
+    assert message in capsys.readouterr().err
