@@ -8,31 +8,20 @@ import contextlib
 import functools
 import json
 import math
+import os
 import time
 import warnings
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from PIL import Image
-from tokenizers import Tokenizer
+from ml_collections import ConfigDict
 
 from mlclip_jax import recipes
-from mlclip_jax.backbones.clip import CLIP
-from mlclip_jax.backbones.processing import CLIP_MEAN, CLIP_STD, ImageProcessor
-from mlclip_jax.backbones.saving import END, START, clip_tokenizer, learn_merges, save_clip
+from mlclip_jax.backbones.saving import clip_tokenizer, learn_merges, save_clip
 from mlclip_jax.data.augmentation import make_augment
-from mlclip_jax.data.datasets import open_images
-from mlclip_jax.data.images import decode_image
-from mlclip_jax.data.pipeline import (
-    OnceOrder,
-    Skipped,
-    TrainingOrder,
-    batch_indices,
-    read_batches,
-)
-from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Difficulty, Scenes
+from mlclip_jax.data.pipeline import Skipped, batch_indices
 from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.processes import (
     all_or_none,
@@ -41,7 +30,6 @@ from mlclip_jax.distributed.processes import (
     is_first,
 )
 from mlclip_jax.distributed.sharding import (
-    AXIS,
     describe_mesh,
     gather_rows,
     local_copy,
@@ -52,19 +40,18 @@ from mlclip_jax.distributed.sharding import (
 )
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
-from mlclip_jax.losses import binary_cross_entropy
 from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.nnx_boundary import merge_module, split_module
 from mlclip_jax.progress import note
 from mlclip_jax.provenance import Origin
 from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, FRACTION, NOT_NEGATIVE
-from mlclip_jax.streams import Stream
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
+from mlclip_jax.training.captioned import CaptionedImages, first_captions, open_source
 from mlclip_jax.training.checkpoints import Checkpoints
-from mlclip_jax.training.contrastive import contrastive_sum
+from mlclip_jax.training.contrastive import Pretraining, clip_config, make_pretrain_step, make_single
 from mlclip_jax.training.loop import open_workdir, resume, run_conditions, run_steps
 from mlclip_jax.training.optimizers import RANGES, make_optimizer
-from mlclip_jax.training.step import apply_gradients, hyper_of, initial_state
+from mlclip_jax.training.step import hyper_of, initial_state
 from mlclip_jax.zero_shot import cosine_scores, modality_gap
 
 CAPTIONS_READ = 10_000  # to learn the tokenizer from
@@ -72,7 +59,7 @@ SKIPPED = "skipped.jsonl"
 FIXED_TOKENS = 514  # every byte, every byte at the end of a word, start and end
 
 
-def pretrain(config, workdir):
+def pretrain(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     """Trains to the end; resumes from the newest checkpoint in `workdir`, if there is one.
 
     Leaves in `workdir` the resolved `config.json`, `metrics.jsonl`, the checkpoints, and in `clip/` the model
@@ -105,7 +92,7 @@ def pretrain(config, workdir):
             "the source has no labels for the auxiliary loss; set --config.loss.auxiliary=0, "
             "or give its table a column of labels"
         )
-    captions = _first_captions(source, min(num_train, CAPTIONS_READ))
+    captions = first_captions(source, min(num_train, CAPTIONS_READ))
     tokenizer = clip_tokenizer(learn_merges(captions, config.vocabulary - FIXED_TOKENS))
     model_config = clip_config(config.model, tokenizer)
     context = model_config.text_config.max_position_embeddings
@@ -117,7 +104,7 @@ def pretrain(config, workdir):
             stacklevel=2,
         )
     augment = make_augment(config.images.augment) if "images" in config else None
-    examples = Examples(source, model_config, tokenizer, augment=augment, seed=config.seed)
+    examples = CaptionedImages(source, model_config, tokenizer, augment=augment, seed=config.seed)
     skipped = Skipped(source.names, workdir / SKIPPED, config.max_skipped)
     if not is_first():  # each process reads examples of its own
         skipped.path = workdir / f"process-{jax.process_index()}-{SKIPPED}"
@@ -220,201 +207,14 @@ def pretrain(config, workdir):
     return figures
 
 
-class Pretraining(nnx.Module):
-    """A CLIP, and where there are labels, a linear head on its image tower that is thrown away afterwards."""
-
-    def __init__(self, config, num_labels, *, rngs):
-        self.clip = CLIP(config, rngs=rngs)
-        bias = nnx.initializers.constant(-2.5)  # few labels are present: sigmoid(-2.5) is 0.08
-        width = config.vision_config.hidden_size
-        self.head = nnx.Linear(width, num_labels, bias_init=bias, rngs=rngs) if num_labels else None
-
-
-class Examples:
-    """A source, as the arrays that a step takes.
-
-    Args:
-      source: a sequence of `sources.Example`, with `label_names`.
-      config: the `transformers.CLIPConfig` of the model.
-      tokenizer: a `tokenizers.Tokenizer`.
-      augment: from `augmentation.make_augment`, for images that are trained on; or None.
-      seed: of the run.
-    """
-
-    def __init__(self, source, config, tokenizer, *, augment=None, seed=0):
-        side = config.vision_config.image_size
-        self.image_processor = ImageProcessor(
-            cover=(side, side),
-            size=None,
-            crop=(side, side),
-            resample=Image.Resampling.BICUBIC,
-            scale=1 / 255,
-            mean=CLIP_MEAN,
-            std=CLIP_STD,
-        )
-        self.label_names = source.label_names
-        self.width = config.projection_dim
-        self._size = side, side
-        self._source, self._augment, self._seed = source, augment, seed
-        self._num_threads = 1 if isinstance(source, Scenes) else None  # drawing holds the interpreter's lock
-        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: the one given stays as it is
-        self._tokenizer.enable_truncation(config.text_config.max_position_embeddings)
-        self._tokenizer.enable_padding(
-            length=config.text_config.max_position_embeddings,
-            pad_id=config.text_config.pad_token_id,
-            pad_token=END,
-        )
-
-    def training_batches(self, num_train, train, first):
-        """This process's `Batch`es of the first `num_train` examples, step after step from `first` on.
-
-        Their data are `pixels` uint8 (b, h, w, 3), `token_ids` int32 (b, T) and `labels` int8 (b, K). The
-        noise of an augmentation depends on the seed and the example's position in the run.
-        """
-
-        def prepare(example, position):
-            random = np.random.default_rng([self._seed, Stream.AUGMENTATION, position])
-            return self._prepare(example, lambda image: self._augment(random, image, self._size))
-
-        size, processes = train.batch_size, (jax.process_index(), jax.process_count())
-        order = TrainingOrder(self._seed, num_train, size, first, train.steps, *processes)
-        own = prepare if self._augment else lambda example, _: self._prepare(example)
-        return read_batches(
-            self._source, order, size // processes[1], own, replace=num_train, num_threads=self._num_threads
-        )
-
-    def batches(self, indices, batch_size):
-        """`Batch`es of these examples, once each, with the same data."""
-        order = OnceOrder(indices, batch_size)
-        return read_batches(self._source, order, batch_size, lambda example, _: self._prepare(example))
-
-    def _prepare(self, example, augment=None):
-        image = example.image
-        if augment is not None:
-            image = augment(decode_image(image) if isinstance(image, bytes) else Image.fromarray(image))
-        return {
-            "pixels": self.image_processor.pixels(image),
-            "token_ids": self.token_ids([example.caption])[0],
-            "labels": example.labels,
-        }
-
-    def token_ids(self, texts):
-        """int32 `(len(texts), T)`, padded and cut to the context."""
-        return np.array([encoding.ids for encoding in self._tokenizer.encode_batch(texts)], np.int32)
-
-
-def open_source(config):
-    """The captioned images that a recipe names: a sequence of `sources.Example` with `label_names`."""
-    if "scenes" not in config:
-        source = open_images(config.images.source)
-        if source.captions is None:
-            raise InputError(f"{source.title} has no captions; a CLIP learns from captioned images")
-        return source
-    return Scenes(
-        config.scenes.seed,
-        config.scenes.number,
-        label_names=LABELS + OTHER_LABELS,
-        side=config.model.vision_config.image_size,
-        difficulty=Difficulty(**config.scenes.difficulty),
-        partial=config.scenes.partial,
-    )
-
-
-def _first_captions(source, number):
-    if isinstance(source, Scenes):
-        return [source[i].caption for i in range(number)]
-    return source.captions[:number]
-
-
-def clip_config(model, tokenizer):
-    """The `transformers.CLIPConfig` of a recipe's `model`, for a tokenizer.
-
-    Raises:
-      InputError: it describes no CLIP.
-    """
-    from transformers import CLIPConfig
-
-    content = model.to_dict()
-    tokens = {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "bos_token_id": tokenizer.token_to_id(START),
-        "eos_token_id": tokenizer.token_to_id(END),
-        "pad_token_id": tokenizer.token_to_id(END),
-    }
-    for name, more in (("vision_config", {}), ("text_config", tokens)):
-        content[name] |= {"projection_dim": content["projection_dim"], **more}
-    try:
-        config = CLIPConfig.from_dict(content)
-    except Exception as error:  # transformers validates with exceptions of many kinds
-        raise InputError(f"the recipe's model describes no CLIP: {' '.join(str(error).split())}") from error
-    config.architectures = ["CLIPModel"]
-    if config.vision_config.image_size % config.vision_config.patch_size:
-        size, patch = config.vision_config.image_size, config.vision_config.patch_size
-        raise InputError(f"images of {size} pixels cannot be cut into patches of {patch}")
-    return config
-
-
-def make_pretrain_step(graph, optimizer, loss_settings, normalise, *, skip_nonfinite=False):
-    """The step of one device, `step(state, frozen, batch, step, hyper) -> (state, metrics)`; see `step.py`.
-
-    Args:
-      graph: of `Pretraining`.
-      optimizer: an `optax.GradientTransformation`.
-      loss_settings: `max_scale`, of the cosines, and `auxiliary`, the weight of the label loss.
-      normalise: uint8 pixels to what the image tower takes.
-      skip_nonfinite: see `apply_gradients`.
-    """
-
-    def pretrain_step(state, frozen, batch, step, hyper):
-        del frozen, step, hyper
-
-        def loss(parameters):
-            model = merge_module(graph, parameters)
-            pooled = model.clip.image.pooled(normalise(batch["pixels"]))
-            images, texts = model.clip.image.projection(pooled), model.clip.text(batch["token_ids"])[0]
-            scale = jnp.exp(model.clip.logit_scale[...])
-            contrastive, count = contrastive_sum(images, texts, scale)
-            total, labelling = contrastive, jnp.zeros(())
-            if model.head is not None:
-                labelling, known = binary_cross_entropy.sum_and_count(model.head(pooled), batch["labels"])
-                # A mean over labels beside a mean over pairs: both become sums over the same count.
-                pairs, known = jax.lax.psum((count, known), AXIS)
-                labelling = labelling * pairs / jnp.maximum(known, 1)
-                total = total + loss_settings.auxiliary * labelling
-            return total, (count, contrastive, labelling, scale)
-
-        (total, (count, *parts, scale)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state["parameters"]
-        )
-        state, metrics = apply_gradients(
-            optimizer, state, total, count, gradient, skip_nonfinite=skip_nonfinite
-        )
-        # Without a cap the temperature may vanish (Radford et al. 2021, section 2.5). The parameter itself is
-        # held below it, so that what is saved is what was trained, and may come down again.
-        clip = state["parameters"]["clip"]
-        clip["logit_scale"] = jnp.minimum(clip["logit_scale"], math.log(loss_settings.max_scale))
-        *parts, count = jax.lax.psum((*parts, count), AXIS)
-        names = ("contrastive", "auxiliary")
-        return state, metrics | {name: part / count for name, part in zip(names, parts)} | {"scale": scale}
-
-    return pretrain_step
-
-
-def make_single(step_function):
-    """One step as a program of its own, with the arguments of `step.make_chunk`, each of length 1.
-
-    A step of pre-training is long enough to be started alone, and on CPUs XLA takes twice as long for it
-    inside a scan.
-    """
-
-    def single(state, frozen, data, indices, steps, hyper):
-        batch = jax.tree.map(lambda array: array[indices[0]], data)
-        return step_function(state, frozen, batch, steps[0], hyper)
-
-    return single
-
-
-def zero_shot_figures(graph, parameters, examples, indices, skipped, batch_size=250):
+def zero_shot_figures(
+    graph: nnx.GraphDef,
+    parameters: dict,
+    examples: CaptionedImages,
+    indices: Sequence[int],
+    skipped: Skipped,
+    batch_size: int = 250,
+) -> dict[str, float]:
     """Held-out examples under plain cosine: `mAP_percent` where one has a label, and `modality_gap`.
 
     Of several processes, each embeds its share, and all get the figures of all.

@@ -11,7 +11,7 @@ from mlclip_jax.configs import pretrain_scenes
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Scenes
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
-from mlclip_jax.training.pretrain import open_source
+from mlclip_jax.training.captioned import open_source
 from mlclip_jax.zero_shot import cosine_scores, modality_gap
 
 FOLDER = BUILT_IN["scenes-clip"]

@@ -25,17 +25,16 @@ from mlclip_jax.data.tables import read_table
 from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.sharding import AXIS, make_mesh, replicated
 from mlclip_jax.nnx_boundary import merge_module, split_module
-from mlclip_jax.training.contrastive import contrastive_sum
-from mlclip_jax.training.optimizers import make_optimizer
-from mlclip_jax.training.pretrain import (
-    Examples,
+from mlclip_jax.training.captioned import CaptionedImages, open_source
+from mlclip_jax.training.contrastive import (
     Pretraining,
     clip_config,
+    contrastive_sum,
     make_pretrain_step,
     make_single,
-    open_source,
-    pretrain,
 )
+from mlclip_jax.training.optimizers import make_optimizer
+from mlclip_jax.training.pretrain import pretrain
 from mlclip_jax.training.step import hyper_of, initial_state
 
 MAX_SCALE = 5.0
@@ -90,7 +89,7 @@ def one_step(mode, num_devices):
     source = open_source(config)
     tokenizer = clip_tokenizer(learn_merges([source[i].caption for i in range(50)], 50))
     model = clip_config(config.model, tokenizer)
-    examples = Examples(source, model, tokenizer)
+    examples = CaptionedImages(source, model, tokenizer)
     graph, parameters = split_module(Pretraining(model, len(source.label_names), rngs=nnx.Rngs(0)))
     optimizer = optax.sgd(0.1)
     state = initial_state(parameters, optimizer)  # whose arrays the step takes
@@ -268,7 +267,7 @@ def test_augmented_images_follow_from_the_seed_and_the_position(tmp_path):
     settings = ConfigDict({"batch_size": 4, "steps": 6})
 
     def pixels(seed, first=0, augment=augment):
-        examples = Examples(source, model, tokenizer, augment=augment, seed=seed)
+        examples = CaptionedImages(source, model, tokenizer, augment=augment, seed=seed)
         return [batch.data["pixels"] for batch in examples.training_batches(12, settings, first)]
 
     whole = pixels(1)
