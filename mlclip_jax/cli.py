@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
 
 from mlclip_jax import __version__
 from mlclip_jax.errors import InputError, Preempted
@@ -47,7 +48,7 @@ USAGE = "\n".join(
 )
 
 
-def run():
+def run() -> None:
     """The program: runs the command that the process was given, and exits."""
     sys.unraisablehook = _interrupt_again
     code = main(sys.argv[1:])
@@ -58,7 +59,7 @@ def run():
         os._exit(code)
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
     """Runs a command; returns the exit code.
 
     0; 2 for invalid input; 75 for a run that stopped on request, and resumes when it is started again; 130
@@ -73,6 +74,7 @@ def main(argv):
     name, *arguments = argv
     if arguments and f"{name} {arguments[0]}" in COMMANDS:  # of two words
         name, arguments = f"{name} {arguments[0]}", arguments[1:]
+    # ty: ignore[invalid-assignment]  (its documentation says to assign)
     warnings.formatwarning = lambda message, *_: f"mlclip {name}: warning: {message}\n"
     with contextlib.ExitStack() as until_the_end:
         return _run_command(name, arguments, until_the_end)

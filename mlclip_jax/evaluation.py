@@ -1,22 +1,28 @@
 """Trained runs on the same images: every metric of each, and all beside plain cosine and one another."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Int8
 
 from mlclip_jax import metrics, recipes
 from mlclip_jax.comparison import SCORINGS, compare
 from mlclip_jax.distributed.processes import is_first
+from mlclip_jax.embeddings.store import Embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
 from mlclip_jax.metrics import mean_average_precision
+from mlclip_jax.runs import Run
 from mlclip_jax.scores import Scores, write_scores
 from mlclip_jax.zero_shot import cosine_scores
 
 SCORES = "scores.npz"  # in a run's folder, of the images that it was evaluated on last
 
 
-def evaluate(runs, images, num_samples=1000, protocol="ap"):
+def evaluate(
+    runs: Sequence[Run], images: Embeddings, num_samples: int = 1000, protocol: str = "ap"
+) -> tuple[dict[str, str], list[dict]]:
     """Scores runs on the same images, and compares them with plain cosine and with one another.
 
     Runs whose configs differ in nothing but the seed are one method. Each run's own figures and scores are
@@ -49,7 +55,13 @@ def evaluate(runs, images, num_samples=1000, protocol="ap"):
     return described, compare(methods, images.labels, **how)
 
 
-def evaluate_scores(known, labels, names, num_samples=1000, protocol="ap"):
+def evaluate_scores(
+    known: Sequence[Scores],
+    labels: Int8[np.ndarray, "N K"],
+    names: Sequence[str],
+    num_samples: int = 1000,
+    protocol: str = "ap",
+) -> tuple[dict[str, str], list[dict]]:
     """The same for scores from files, without plain cosine, which they do not hold.
 
     Args:
@@ -85,7 +97,9 @@ def _check(runs):
             raise InputError(f"{twin} and {run.workdir} are the same run twice; leave one out")
 
 
-def figures_of(run, logits, labels):
+def figures_of(
+    run: Run, logits: Float[np.ndarray, "N K"], labels: Int8[np.ndarray, "N K"]
+) -> dict[str, float]:
     """Every metric of a run's scores, as floats in [0, 1]; mAP in percent, `coverage_error` in labels.
 
     Decisions and probabilities are those of the run's calibration, where it has one; otherwise a sigmoid, and
@@ -95,11 +109,14 @@ def figures_of(run, logits, labels):
     predicted = probabilities >= run.thresholds
     figures = {p: 100 * mean_average_precision(logits, labels, p)[0] for p in metrics.PROTOCOLS}
     figures |= metrics.decision_figures(predicted, labels)
-    for metric in (metrics.hamming_loss, metrics.exact_match):
-        figures[metric.__name__] = metric(predicted, labels)
-    for metric in (metrics.label_ranking_average_precision, metrics.coverage_error, metrics.one_error):
-        figures[metric.__name__] = metric(logits, labels)
-    figures["expected_calibration_error"] = metrics.expected_calibration_error(probabilities, labels)
+    figures |= {
+        "hamming_loss": metrics.hamming_loss(predicted, labels),
+        "exact_match": metrics.exact_match(predicted, labels),
+        "label_ranking_average_precision": metrics.label_ranking_average_precision(logits, labels),
+        "coverage_error": metrics.coverage_error(logits, labels),
+        "one_error": metrics.one_error(logits, labels),
+        "expected_calibration_error": metrics.expected_calibration_error(probabilities, labels),
+    }
     calibrated = run.calibration is not None
     return {"calibrated": calibrated, **{name: float(figure) for name, figure in figures.items()}}
 

@@ -24,9 +24,9 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from flax import nnx
+from ml_collections import ConfigDict
 
 from mlclip_jax.errors import InputError
 
@@ -48,7 +48,7 @@ class Method(NamedTuple):
       open_vocabulary: whether it takes other class embeddings after training.
       ranges: what its settings may be.
       trainable: beginnings of the paths of what is trained; None: every parameter.
-      make: `make(class_embeddings, rngs=rngs)` gives the module.
+      make: `make(class_embeddings, rngs=rngs)` gives the module, with its `label_axes`.
     """
 
     title: str
@@ -57,10 +57,10 @@ class Method(NamedTuple):
     open_vocabulary: bool
     ranges: dict
     trainable: tuple[str, ...] | None
-    make: Callable[..., nnx.Module]
+    make: Callable[..., Any]
 
 
-def find(settings: Mapping) -> Method:
+def find(settings: Mapping | ConfigDict) -> Method:
     """The method of a recipe.
 
     Args:

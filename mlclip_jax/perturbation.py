@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
+from ml_collections import ConfigDict
 
 from mlclip_jax.ranges import NOT_NEGATIVE, one_of
 
 ROWS = ("all", "texts", "images")
 Scalar = float | Float[Array | np.ndarray | np.generic, ""]
-Batch = Mapping[str, Shaped[Array, "B ..."]]
+Batch = Mapping[str, Shaped[Array | np.ndarray, "B ..."]]
 # How long the noise is, as a fraction of the radius, given u uniform in [0, 1) and the dimension d.
 LENGTHS = {
     "surface": lambda u, _: jnp.ones_like(u),
@@ -54,7 +55,7 @@ def hypersphere_noise(
     return radius * LENGTHS[sampling](uniform, shape[-1]) * direction
 
 
-def make_perturbation(settings: Mapping) -> Callable[[Key[Array, " B"], Batch, Mapping], Batch]:
+def make_perturbation(settings: Mapping | ConfigDict) -> Callable[[Key[Array, " B"], Batch, Mapping], Batch]:
     """The perturbation of a recipe: `perturb(keys, batch, hyper) -> batch`.
 
     It moves what a method reads as `image` by up to `hyper["radius"]`, each row by a key of its own, `keys`

@@ -1,11 +1,14 @@
 """Recipes: config files, found by path or by name, and the flags that override their values."""
 
 import difflib
-import importlib.util
 import json
+import os
 import re
+import runpy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -14,8 +17,10 @@ from ml_collections.config_dict import placeholder
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
 
+Option = str | int | float  # of a recipe
 
-def define_config(values, argv, *, required=True):
+
+def define_config(values: flags.FlagValues, argv: list[str], *, required: bool = True) -> None:
     """Defines `--config=RECIPE[:variant]`, whose keys `--config.key=value` overrides.
 
     A recipe is a path to a Python file with a `get_config`, or the name of one that ships with the package.
@@ -30,7 +35,9 @@ def define_config(values, argv, *, required=True):
         flags.mark_flag_as_required("config", values)
 
 
-def parse_flags(argv, define_flags):
+def parse_flags(
+    argv: list[str], define_flags: Callable[[flags.FlagValues, list[str]], None]
+) -> flags.FlagValues:
     """Parses a command's flags.
 
     Args:
@@ -61,7 +68,7 @@ def parse_flags(argv, define_flags):
     return values
 
 
-def define_common_flags(values):
+def define_common_flags(values: flags.FlagValues) -> None:
     """The flags of every command."""
     flags.DEFINE_boolean(
         "compilation_cache",
@@ -71,13 +78,13 @@ def define_common_flags(values):
     )
 
 
-def shipped_recipes():
+def shipped_recipes() -> dict[str, Path]:
     """The recipes that ship with the package: a dict of names and paths."""
     paths = (Path(str(file)) for file in files("mlclip_jax.configs").iterdir())
     return {path.stem: path for path in sorted(paths) if path.suffix == ".py" and path.stem != "__init__"}
 
 
-def find_recipe(name):
+def find_recipe(name: str) -> Path:
     """The path of a recipe given by path or by the name of one that ships with the package.
 
     Raises:
@@ -92,7 +99,9 @@ def find_recipe(name):
     raise InputError(f"no recipe {name!r}: neither a file nor one of {', '.join(sorted(shipped))}")
 
 
-def base(recipe, given, variants, **options):
+def base(
+    recipe: str, given: str, variants: Sequence[str], **options: Option
+) -> tuple[ConfigDict, str, dict[str, Option]]:
     """What the recipe of a method begins with; it sets what is its own.
 
     Args:
@@ -136,13 +145,13 @@ def base(recipe, given, variants, **options):
     config.perturbation.sampling = "surface"
     config.perturbation.rows = "all"  # of a batch, that are moved; or "texts", "images"
 
-    config.loss = loss(options["loss"])
+    config.loss = loss(str(options["loss"]))
 
     config.optimizer, config.schedule, config.train = optimizer(), schedule(), training()
     return config, variant, options
 
 
-def labelled_images():
+def labelled_images() -> ConfigDict:
     """Where images with labels are, to train on or to score: nothing yet."""
     images = ConfigDict()
     images.embeddings = placeholder(str)  # a file or a folder, a row per image
@@ -151,7 +160,7 @@ def labelled_images():
     return images
 
 
-def optimizer(**changes):
+def optimizer(**changes: object) -> ConfigDict:
     """How a run descends, see `training/optimizers.py`."""
     config = ConfigDict()
     config.name = "adamw"  # or "adam", "sgd", "muon"
@@ -166,7 +175,7 @@ def optimizer(**changes):
     return config
 
 
-def schedule(**changes):
+def schedule(**changes: object) -> ConfigDict:
     """The learning rate over the steps, see `training/optimizers.py`."""
     config = ConfigDict()
     config.name = "one_cycle"  # or "cosine", "step", "constant"
@@ -177,7 +186,7 @@ def schedule(**changes):
     return config
 
 
-def training(**changes):
+def training(**changes: object) -> ConfigDict:
     """The length of a run, and what happens on the way."""
     config = ConfigDict()
     config.steps = 3_000
@@ -196,7 +205,7 @@ def training(**changes):
     return config
 
 
-def method(name, **settings):
+def method(name: str, **settings: object) -> ConfigDict:
     """The settings of a method, see `methods.METHODS`: its own defaults, but for those given here."""
     from mlclip_jax import methods
 
@@ -204,7 +213,7 @@ def method(name, **settings):
     return ConfigDict({"name": name} | methods.find(settings).settings)
 
 
-def loss(name):
+def loss(name: str) -> ConfigDict:
     """The name and the constants of a loss; its `reduction` is empty, which means its source's.
 
     Raises:
@@ -217,7 +226,9 @@ def loss(name):
     return ConfigDict({"name": name} | constants(name) | {"reduction": ""})
 
 
-def read_variant(recipe, given, variants, options):
+def read_variant(
+    recipe: str, given: str, variants: Sequence[str], options: Mapping[str, Option]
+) -> tuple[str, dict[str, Option]]:
     """A variant and its options, `VARIANT,key=value,...`; see `base`."""
     variant, *rest = given.split(",")
     variant = variant or variants[0]
@@ -236,7 +247,7 @@ def read_variant(recipe, given, variants, options):
     return variant, read
 
 
-def schema(config):
+def schema(config: ConfigDict) -> ConfigDict:
     """The config that a recipe gives before anything of it is changed: which keys there are, of which types.
 
     Raises:
@@ -247,20 +258,29 @@ def schema(config):
         raise InputError(
             "the config names no recipe; one's own begins with `mlclip_jax.recipes.base(__file__, ...)`"
         )
+    return read(recipe)
+
+
+def read(recipe: str) -> ConfigDict:
+    """The config of a recipe, `NAME:VARIANT,key=value,...`, as `--config` takes it.
+
+    Raises:
+      InputError: there is no such recipe, variant or option.
+
+    Example:
+      >>> config = recipes.read("tai:templates,loss=asymmetric")
+    """
     name, _, variant = recipe.partition(":")
-    spec = importlib.util.spec_from_file_location("recipe", find_recipe(name))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
+    return runpy.run_path(str(find_recipe(name)))["get_config"](variant)
 
 
-def write_config(folder, config):
+def write_config(folder: str | os.PathLike, config: ConfigDict) -> None:
     """Writes a resolved config to `config.json` in a run's folder."""
     with replacing(Path(folder) / "config.json") as temporary:
         temporary.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
 
 
-def read_config(workdir):
+def read_config(workdir: str | os.PathLike) -> ConfigDict:
     """The config of the run in a folder, a `ConfigDict`.
 
     Raises:
@@ -283,7 +303,7 @@ def read_config(workdir):
     return config
 
 
-def check_same_run(workdir, config, may_change):
+def check_same_run(workdir: str | os.PathLike, config: ConfigDict, may_change: tuple[str, ...]) -> None:
     """Refuses a folder whose checkpoints are of another config.
 
     Args:
@@ -311,7 +331,12 @@ def check_same_run(workdir, config, may_change):
         )
 
 
-def check(config, expected, required, conditions):
+def check(
+    config: ConfigDict,
+    expected: ConfigDict,
+    required: Iterable[str],
+    conditions: Mapping[str, tuple[Callable[[Any], bool], str]],
+) -> None:
     """Refuses a config that could only fail later, or silently mean something else.
 
     Args:
@@ -323,12 +348,12 @@ def check(config, expected, required, conditions):
     Raises:
       InputError: a key is missing, unknown or left open, or a value is invalid.
     """
-    flat, expected = flat_config(config), flat_config(expected)
-    for key in sorted(flat.keys() - expected.keys()):
-        nearest = difflib.get_close_matches(key, expected, n=1)
+    flat, examples = flat_config(config), flat_config(expected)
+    for key in sorted(flat.keys() - examples.keys()):
+        nearest = difflib.get_close_matches(key, examples, n=1)
         meant = f"did you mean {nearest[0]}?" if nearest else "it may be misspelt"
         raise InputError(f"the recipe has {key}, which nothing reads; {meant}")
-    for key in sorted(expected.keys() - flat.keys()):
+    for key in sorted(examples.keys() - flat.keys()):
         raise InputError(f"the recipe lacks {key}")
     for key in required:
         if key in flat and not flat[key]:
@@ -337,13 +362,13 @@ def check(config, expected, required, conditions):
         if key not in flat:
             continue
         try:
-            fits = isinstance(flat[key], type(expected[key]) | int) and holds(flat[key])
+            fits = isinstance(flat[key], (type(examples[key]), int)) and holds(flat[key])
         except TypeError:  # a word where a number belongs
             fits = False
         if not fits:
             raise InputError(f"invalid --config.{key}={flat[key]}: must be {wanted}")
     for key, value in flat.items():
-        example = expected[key]
+        example = examples[key]
         if value is None or type(value) is type(example):
             continue
         if (example is None and isinstance(value, str)) or (type(example), type(value)) == (float, int):
@@ -356,7 +381,7 @@ def _value_at(flat, key):
     return repr(flat[key]) if key in flat else "absent"
 
 
-def flat_config(config):
+def flat_config(config: Mapping | ConfigDict) -> dict[str, Any]:
     """A config as a flat dict, {"train.steps": 3000, ...}."""
     flat = {}
     for key, value in config.items():

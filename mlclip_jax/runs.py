@@ -26,7 +26,7 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
 from mlclip_jax.nnx_boundary import split_trainable
 from mlclip_jax.progress import progress_bar
-from mlclip_jax.provenance import UNKNOWN, Origin, count_known, row_hashes
+from mlclip_jax.provenance import Origin, count_known, row_hashes
 from mlclip_jax.scoring import score_images
 from mlclip_jax.texts.label_sets import check_label_names
 from mlclip_jax.training.checkpoints import Checkpoints, abstract
@@ -109,7 +109,7 @@ def read_run(workdir: str | os.PathLike, *, calibrated: bool = True, checkpoint:
         parameters=state["parameters"],
         frozen=frozen | read_random_buffers(workdir),
         step=step,
-        finished=is_finished(config.train, best, last),
+        finished=is_finished(config.train, best, last or step),
         checkpoint=checkpoint,
     )
     if calibrated:
@@ -176,7 +176,7 @@ class Run:
     @property
     def trained_on(self) -> Origin | None:
         """The backbone that it was trained on, or None where that is not recorded."""
-        return (self.class_embeddings.origin or UNKNOWN).encoder
+        return self.class_embeddings.origin.encoder
 
     @property
     def digest(self) -> str:
@@ -209,7 +209,7 @@ class Run:
         Raises:
           InputError: an image cannot be read; it is named. Or captions are missing.
         """
-        backbone = self._loaded()
+        backbone = self.loaded_backbone()
         return self.probabilities(self.score(encode_images(backbone, images, self.method.reads, captions)))
 
     def score_source(
@@ -230,9 +230,8 @@ class Run:
         """
         reads = self.method.reads
         check_features(reads, reads, source.captions is not None)
-        batches = encode_source(
-            self._loaded(), source, range(len(source)), skipped, features=reads, num_workers=num_workers
-        )
+        backbone, every = self.loaded_backbone(), range(len(source))
+        batches = encode_source(backbone, source, every, skipped, features=reads, num_workers=num_workers)
         kept, logits = [], []
         with progress_bar(len(source), "labelling", "images") as bar:
             for indices, features in batches:
@@ -242,7 +241,8 @@ class Run:
                 bar.update(int(there.sum()))
         return np.concatenate(kept), np.concatenate(logits)
 
-    def _loaded(self):
+    def loaded_backbone(self) -> Backbone:
+        """The backbone that it has; or that it was trained on, loaded now."""
         backbone = self.with_backbone().backbone
         assert backbone is not None
         return backbone
@@ -313,10 +313,10 @@ class Run:
                 f"on; {methods.with_open_vocabulary()} do"
             )
         check_label_names(label_names, "the labels to carry over to")
-        template = (self.class_embeddings.origin or UNKNOWN).prompt
+        template = self.class_embeddings.origin.prompt
         if not template:
             raise InputError(f"{self.workdir} does not record the sentence that its labels were put into")
-        backbone = self._loaded()
+        backbone = self.loaded_backbone()
         embeddings = embed_names(backbone, label_names, template)
         return dataclasses.replace(
             self,

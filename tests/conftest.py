@@ -9,6 +9,7 @@ import os
 import signal
 from pathlib import Path
 
+import checked_types  # noqa: F401  (before the package)
 import jax
 import pytest
 from hypothesis import HealthCheck, settings

@@ -244,7 +244,7 @@ def test_the_command_tells_what_it_gained_and_evaluate_uses_it(run, capsys):
     stored = loaded.calibration
     assert stored.thresholds.shape == (len(LABELS),)
     assert stored.knots.shape[:2] == (len(LABELS), 2)
-    images = read_images({"embeddings": str(run / "images.npz")}, loaded.class_embeddings, None, None)
+    images = read_images({"embeddings": str(run / "images.npz")}, loaded.class_embeddings)
     logits = np.asarray(loaded.score(images))
     np.testing.assert_allclose(
         loaded.probabilities(logits),

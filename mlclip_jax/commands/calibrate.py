@@ -11,7 +11,7 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.report import markdown_table
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
     """mlclip calibrate --workdir=RUN (--embeddings=FILE | --images=FOLDER) [--labels=FILE] ..."""
     from mlclip_jax.calibration import FILE, cross_validated, fit, write_calibration
     from mlclip_jax.runs import read_run
@@ -44,7 +44,7 @@ def _score_images(values, run):
     images = read_images(
         {"embeddings": values.embeddings, "images": values.images, "labels": values.labels},
         run.class_embeddings,
-        lambda: run.with_backbone().backbone,
+        run.loaded_backbone,
         run.workdir / EMBEDDED,
         purpose="calibrate on",
         reads=run.method.reads,
@@ -96,7 +96,7 @@ def _print(label_names, split, labels, calibration, before, after):
             print(f"{len(listed)} labels {what}: {', '.join(listed)}")
 
 
-def define_flags(values, _):
+def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
     define_checkpoint(values)
     flags.DEFINE_string(

@@ -14,7 +14,7 @@ USES_JAX = False
 KEYS = ("examples", "evaluation", "images")  # of a config, that say where images are
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
     """mlclip data describe --images=SPEC [--labels=FILE] | --config=RECIPE [--output=SHEET.png]"""
     if values.output is not None:
         if Path(values.output).suffix != ".png":
@@ -58,7 +58,7 @@ def _find_wanted(values):
     return wanted
 
 
-def define_flags(values, argv):
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     recipes.define_config(values, argv, required=False)
     flags.DEFINE_string(
         "images", None, "images to describe: a folder, or FORMAT:PATH,option=value,...", flag_values=values

@@ -17,7 +17,7 @@ INDEPENDENT_PROCESSES = True  # each writes shards of its own
 OTHER_FILES = {".csv", ".h5", ".json", ".jsonl", ".npy", ".parquet", ".pkl", ".pt", ".txt"}
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
     """mlclip embed --backbone=NAME (--images=FOLDER_OR_DATASET | --texts=FILE) --output=FOLDER_OR_NPZ"""
     import jax
 
@@ -37,7 +37,7 @@ def main(values):
         raise InputError(f"cannot write {output}: give a folder, or a file whose name ends in .npz")
     make_folder(output.parent)
     source = open_images(values.images) if values.images is not None else None
-    lines = read_lines(values.texts) if source is None else None
+    lines = read_lines(values.texts) if source is None else []
     encoding = read_encoding({name: values[name].value for name in ENCODING})
     backbone = load_backbone(values.backbone, revision=values.revision, **encoding)
     # An .npz is a folder first, so that it too resumes where it was stopped.
@@ -63,8 +63,8 @@ def main(values):
         if values.template is not None:
             texts = [fill(values.template, [name]) for name in lines]
             origin = origin.replace(template=values.template)
-        how = {"features": values.features or ["text"], "storage": values.storage}
-        embed_texts(backbone, texts, folder, names=lines, origin=origin, **how)
+        features, storage = values.features or ["text"], values.storage
+        embed_texts(backbone, texts, folder, features=features, names=lines, origin=origin, storage=storage)
     if not (read_manifest(folder) or {}).get("complete"):
         print(f"{folder}: this process has done its share")
         return
@@ -80,7 +80,7 @@ def main(values):
     print(f"{len(embeddings)} embeddings in {output}: {described}")
 
 
-def define_flags(values, _):
+def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string("backbone", None, "folder or hub name of the encoder", flag_values=values)
     flags.DEFINE_string("revision", None, "commit, branch or tag on the hub", flag_values=values)
     flags.DEFINE_string(

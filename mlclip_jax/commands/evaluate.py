@@ -11,7 +11,7 @@ from mlclip_jax.data.sources import read_lines
 from mlclip_jax.errors import InputError
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
     """mlclip evaluate --workdir=RUN[,RUN...] [--embeddings=FILE | --images=FOLDER] [--labels=FILE] ..."""
     from mlclip_jax.comparison import print_comparison
     from mlclip_jax.embeddings.labelled import read_images
@@ -34,7 +34,7 @@ def main(values):
     workdirs = [workdir for given in values.workdir for workdir in given.split(",")]
     runs = [read_run(workdir, checkpoint=values.checkpoint) for workdir in workdirs]
     config = runs[0].config
-    load_backbone = functools.cache(lambda: runs[0].with_backbone().backbone)
+    load_backbone = functools.cache(lambda: runs[0].loaded_backbone())
     if values.classes:
         names = read_lines(values.classes)
         runs = [run.with_backbone(load_backbone()).with_labels(names) for run in runs]
@@ -48,7 +48,7 @@ def main(values):
     print_comparison(*evaluate(runs, images, values.bootstrap, values.protocol))
 
 
-def define_flags(values, _):
+def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_multi_string("workdir", None, "folders of runs, separated by commas", flag_values=values)
     flags.DEFINE_multi_string(
         "scores",

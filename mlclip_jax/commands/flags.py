@@ -6,7 +6,7 @@ from mlclip_jax.choices import CHECKPOINTS
 from mlclip_jax.data.pipeline import MAX_SKIPPED
 
 
-def define_process_flags(values):
+def define_process_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
         "multihost",
         False,
@@ -20,7 +20,7 @@ def define_process_flags(values):
     )
 
 
-def define_max_skipped(values):
+def define_max_skipped(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "max_skipped",
         MAX_SKIPPED,
@@ -31,7 +31,7 @@ def define_max_skipped(values):
     )
 
 
-def define_reading_flags(values):
+def define_reading_flags(values: flags.FlagValues) -> None:
     define_max_skipped(values)
     flags.DEFINE_integer(
         "num_workers",
@@ -42,7 +42,7 @@ def define_reading_flags(values):
     )
 
 
-def define_checkpoint(values):
+def define_checkpoint(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "checkpoint",
         "latest",
@@ -52,7 +52,7 @@ def define_checkpoint(values):
     )
 
 
-def define_experiment(values):
+def define_experiment(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder to work in, made if it is missing", flag_values=values)
     flags.DEFINE_integer(
         "seeds", 1, "how many times each adapter is trained", lower_bound=1, flag_values=values

@@ -2,10 +2,13 @@
 
 import csv
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
+from jaxtyping import Float
 
 from mlclip_jax.commands.flags import define_checkpoint, define_reading_flags
 from mlclip_jax.data.datasets import FORMATS as DATASETS
@@ -21,7 +24,7 @@ DRAWN = 48  # images in a picture, at most
 FORMATS = (".csv", ".jsonl")
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
     """mlclip predict --workdir=RUN --images=FILE_OR_FOLDER --output=FILE.csv [--picture=FILE.png]"""
     from mlclip_jax.embeddings.embed import report
     from mlclip_jax.runs import load
@@ -54,7 +57,7 @@ def main(values):
         print(f"the first {len(images)} of them, drawn: {values.picture}")
 
 
-def find_images(given):
+def find_images(given: Sequence[str]) -> Source:
     """Image files, as given or below the folders given, as one `Source`; or a dataset, alone.
 
     Raises:
@@ -79,16 +82,22 @@ def find_images(given):
     return Source("images", map(printable, files), lambda i: read_file(files[i]), remarks=remarks)
 
 
-def write_predictions(path, files, probabilities, label_names, thresholds):
+def write_predictions(
+    path: str | os.PathLike,
+    files: Sequence[str | os.PathLike],
+    probabilities: Float[np.ndarray, "N K"],
+    label_names: Sequence[str],
+    thresholds: Float[np.ndarray, " K"],
+) -> None:
     """Writes a row for each file: its name, the labels that reach the threshold, every label's probability.
 
     Args:
       path: ends in `.csv` (labels joined by `|`, a column for each label) or `.jsonl` (an object per line,
         with `file`, `labels` and `probabilities`).
       files: N names.
-      probabilities: `(N, K)`.
+      probabilities: of each label in each image.
       label_names: K names.
-      thresholds: `(K,)`; a label is predicted where its probability reaches its own.
+      thresholds: a label is predicted where its probability reaches its own.
     """
     path = Path(path)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as output:
@@ -123,7 +132,7 @@ def _thumbnail(data, side=192):
     return image
 
 
-def define_flags(values, _):
+def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
     define_checkpoint(values)
     flags.DEFINE_multi_string(

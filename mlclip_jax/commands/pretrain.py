@@ -8,7 +8,7 @@ from mlclip_jax import recipes
 from mlclip_jax.commands.flags import define_process_flags
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
     """mlclip pretrain --config=RECIPE --workdir=FOLDER [--config.key=value ...]"""
     from mlclip_jax.training.pretrain import pretrain
 
@@ -16,7 +16,7 @@ def main(values):
     print(f"{values.workdir}/clip: {json.dumps(figures)}")
 
 
-def define_flags(values, argv):
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     recipes.define_config(values, argv)
     flags.DEFINE_string("workdir", None, "folder of this run, made if it is missing", flag_values=values)
     define_process_flags(values)

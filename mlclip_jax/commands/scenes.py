@@ -9,22 +9,22 @@ USES_JAX = False
 LABEL_SETS = {"first": LABELS, "other": OTHER_LABELS, "all": LABELS + OTHER_LABELS}
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
     """mlclip scenes --output=FOLDER [--number=1000] [--seed=0] [--labels=first]"""
-    given = {name: values[name].value for name in Difficulty._fields}
+    difficulty = Difficulty._make(values[name].value for name in Difficulty._fields)
     scenes = Scenes(
         values.seed,
         values.number,
         label_names=LABEL_SETS[values.labels],
         side=values.side,
-        difficulty=Difficulty(**given),
+        difficulty=difficulty,
         partial=values.partial,
     )
     write_scenes(scenes, values.output)
     print(f"{values.output}: {len(scenes)} scenes in images/, their labels and captions in labels.csv")
 
 
-def define_flags(values, _):
+def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string("output", None, "folder to write, made if it is missing", flag_values=values)
     flags.DEFINE_integer("number", 1000, "how many scenes", flag_values=values)
     flags.DEFINE_integer("seed", 0, "which scenes", flag_values=values)

@@ -6,14 +6,14 @@ from mlclip_jax import recipes
 from mlclip_jax.commands.flags import define_process_flags
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
     """mlclip train --config=RECIPE[:variant] --workdir=FOLDER [--config.key=value ...]"""
     from mlclip_jax.training.train import train
 
     train(values.config, values.workdir)
 
 
-def define_flags(values, argv):
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     recipes.define_config(values, argv)
     flags.DEFINE_string("workdir", None, "folder of this run, made if it is missing", flag_values=values)
     define_process_flags(values)

@@ -1,7 +1,7 @@
 """Embeds images, their captions and texts: in memory, or into a folder that resumes where it was stopped."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -57,7 +57,7 @@ def encode_source(
     features: Sequence[str] = ("image",),
     batch_size: int | None = None,
     num_workers: int = 0,
-) -> Iterator[tuple[Int[np.ndarray, " B"], dict[str, Float32[np.ndarray, "B ..."]]]]:
+) -> Generator[tuple[Int[np.ndarray, " B"], dict[str, Float32[np.ndarray, "B ..."]]]]:
     """Embeds images of a source; they are read, decoded, moved and encoded at the same time.
 
     Args:
@@ -78,20 +78,17 @@ def encode_source(
     batch_size = batch_size or default_batch_size()
     batch_size += -batch_size % jax.local_device_count()
 
-    processor = backbone.image_processor  # all of the backbone that a worker is sent
-
-    def prepare(example, _):
-        return {"pixels": processor.pixels(example.image)}
-
     nothing = np.zeros((batch_size, *backbone.image_size, 3), np.uint8)  # where none of a batch can be read
     order = OnceOrder(indices, batch_size)
+    prepare = _Pixels(backbone.image_processor)
     batches = read_batches(source, order, batch_size, prepare, num_workers=num_workers)
     stream = ((batch, batch.data.get("pixels", nothing)) for batch in batches)
     for batch, outputs in backbone.encode_pixels(stream, local="image_local" in features):
         skipped.add(batch.skipped)
         computed = dict(zip(OF_IMAGES, outputs))
         if not set(features) <= set(OF_IMAGES):
-            captions = ["" if index < 0 else source.captions[index] for index in batch.indices]
+            known = source.captions or ()
+            captions = ["" if index < 0 else known[index] for index in batch.indices]
             computed |= encode_texts(backbone, captions, features)
             if "pair" in features:
                 pixels = list(batch.data.get("pixels", nothing))
@@ -105,6 +102,16 @@ def encode_source(
                 f"{source.names[batch.indices[bad][0]]}; its weights or that image are damaged"
             )
         yield batch.indices, computed
+
+
+class _Pixels:
+    """What is prepared of an example. A class, so that it can be sent to workers, without the backbone."""
+
+    def __init__(self, processor):
+        self._processor = processor
+
+    def __call__(self, example, _):
+        return {"pixels": self._processor.pixels(example.image)}
 
 
 def encode_texts(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.data.datasets import open_images
@@ -18,16 +19,15 @@ from mlclip_jax.embeddings.embed import embed_images
 from mlclip_jax.embeddings.rows import blocks
 from mlclip_jax.embeddings.store import Embeddings, read_embeddings
 from mlclip_jax.errors import InputError
-from mlclip_jax.provenance import UNKNOWN
 
 JOINT = ("image", "image_local", "text", "text_local")  # features of the width of class embeddings
 
 
 def read_images(
-    source: Mapping,
+    source: Mapping | ConfigDict,
     class_embeddings: Embeddings,
-    load_backbone: Callable[[], Backbone] | None,
-    folder: str | os.PathLike | None,
+    load_backbone: Callable[[], Backbone] | None = None,
+    folder: str | os.PathLike | None = None,
     *,
     purpose: str = "score",
     flag: str = "--",
@@ -40,7 +40,7 @@ def read_images(
       source: a mapping with `embeddings` (a file, or a folder of shards) or `images` (a folder, or what
         `datasets.open_images` opens), and `labels` (a table, where these have none, or to replace them).
       class_embeddings: of the classes.
-      load_backbone: called without arguments where images have to be embedded.
+      load_backbone: called without arguments where there are images to embed.
       folder: where to keep the embeddings of images, so that they are made once.
       purpose: what they are for, which errors name.
       flag: what the flags begin with that name these files.
@@ -61,6 +61,8 @@ def read_images(
     if source.get("embeddings"):
         images = read_embeddings(split, reads=wanted)
     else:
+        if load_backbone is None or folder is None:
+            raise ValueError("images need a backbone to embed them with, and a folder to keep that in")
         opened = open_images(split)
         images = embedded_once(opened, load_backbone(), folder, features=wanted, max_skipped=max_skipped)
     missing = [name for name in reads if name not in images.features]
@@ -77,19 +79,19 @@ def read_images(
                 f"{split}: {name} is {feature.shape[-1]} wide, the class embeddings {width}; "
                 "both must come from one backbone"
             )
-    made_by, classes_by = ((known.origin or UNKNOWN).encoder for known in (images, class_embeddings))
+    made_by, classes_by = images.origin.encoder, class_embeddings.origin.encoder
     if made_by and classes_by and made_by.sha256 != classes_by.sha256:
         raise InputError(
             f"{split} was made by {made_by}, the class embeddings by {classes_by}; "
             "both must come from one backbone"
         )
-    labels = _aligned_labels(source.get("labels"), split, images, class_embeddings.names, flag)
+    label_names = tuple(class_embeddings.names or ())
+    labels = _aligned_labels(source.get("labels"), split, images, label_names, flag)
     if not any(np.any(block == 1) for block in blocks(labels)):
-        raise InputError(
-            f"{split}: no image has any of the {len(class_embeddings.names)} labels, so no mAP exists"
-        )
-    origin = (images.origin or UNKNOWN).replace(split=str(split))
-    return images.replace(labels=labels, label_names=tuple(class_embeddings.names), origin=origin)
+        raise InputError(f"{split}: no image has any of the {len(label_names)} labels, so no mAP exists")
+    return images.replace(
+        labels=labels, label_names=label_names, origin=images.origin.replace(split=str(split))
+    )
 
 
 def embedded_once(

@@ -5,17 +5,18 @@ import contextlib
 import functools
 import os
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import DTypeLike
 
 from mlclip_jax.errors import InputError
 
+Index = slice | int | np.integer | Shaped[np.ndarray, "..."]
 BLOCK = 1 << 25  # bytes that are held at once where all of a large array is walked through
 
 
@@ -66,7 +67,7 @@ class Rows:
         """Of all rows, once they are read."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
-    def __getitem__(self, rows: slice | ArrayLike) -> Shaped[np.ndarray, "..."]:
+    def __getitem__(self, rows: Index) -> Shaped[np.ndarray, "..."]:
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
         rows = np.asarray(rows)
@@ -158,7 +159,7 @@ class Stacked:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | ArrayLike) -> Shaped[np.ndarray, "..."]:
+    def __getitem__(self, rows: Index) -> Shaped[np.ndarray, "..."]:
         rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         taken = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
         behind = rows >= len(self._first)
@@ -181,7 +182,7 @@ def blocks(array: Shaped[np.ndarray | Rows, "N ..."]) -> Iterator[Shaped[np.ndar
 
 
 @contextlib.contextmanager
-def refused_parquet(path: str | os.PathLike) -> Iterator[None]:
+def refused_parquet(path: str | os.PathLike) -> Generator[None]:
     """Within the block, what Parquet cannot read is an `InputError` that names `path`."""
     from pyarrow import ArrowException
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def write_shards(
     folder: str | os.PathLike,
     work: Work,
     batch_size: int,
-    encode: Callable[[Int[np.ndarray, " N"]], Iterator[tuple[Int[np.ndarray, " B"], dict]]],
+    encode: Callable[[Int[np.ndarray, " N"]], Generator[tuple[Int[np.ndarray, " B"], dict]]],
     skipped: Skipped,
     *,
     shard_rows: int = SHARD_ROWS,
@@ -168,7 +168,8 @@ def _fill_shards(folder, work, rows, spans, outputs_of, skipped, writer, bar):
         if writing is not None:
             writing.result()
         writing = writer.submit(_write_shard, folder, work, span.start // rows, kept, parts, own)
-    writing.result()
+    if writing is not None:
+        writing.result()
 
 
 def _write_shard(folder, work, shard, kept, parts, skipped):
@@ -219,7 +220,7 @@ def _begin(folder, description):
 def _comparable(manifest):
     """A manifest as JSON has it, without what its backbone is called: the hash tells which it is."""
     origin = manifest["origin"]
-    return manifest | {"origin": origin and origin.replace(name="", revision="").to_dict()}
+    return manifest | {"origin": origin.replace(name="", revision="").to_dict()}
 
 
 def _finish(folder, description, shards, skipped):

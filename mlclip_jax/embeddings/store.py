@@ -6,8 +6,9 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int8, Shaped
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int8, Shaped
 from mlclip_jax.embeddings.rows import Names, Rows, refused_parquet
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
-from mlclip_jax.provenance import Origin
+from mlclip_jax.provenance import UNKNOWN, Origin
 
 # The features that backbones make, and what they are called in an .npz, by us and by other programs.
 FEATURES = {
@@ -39,6 +40,9 @@ MANIFEST, VERSION = "manifest.json", 2
 LARGE = 1 << 30  # bytes: an .npy beyond is mapped into memory too
 
 
+Feature = Float[np.ndarray | Rows, "N ..."]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embeddings:
     """Features of N examples, and what is known of them.
@@ -52,26 +56,26 @@ class Embeddings:
       labels: int8 `(N, K)` in {1, 0, -1}, an array or `Rows`; or None.
       label_names: K names, or None.
       captions: N sentences about the images, or None.
-      origin: what made them, or None.
+      origin: what made them, `UNKNOWN` where that was not recorded.
     """
 
-    features: dict[str, Float[np.ndarray | Rows, "N ..."]]
+    features: Mapping[str, Feature]
     names: Sequence[str] | None = None
     labels: Int8[np.ndarray | Rows, "N K"] | None = None
     label_names: tuple[str, ...] | None = None
     captions: Sequence[str] | None = None
-    origin: Origin | None = None
+    origin: Origin = UNKNOWN
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     @property
-    def vectors(self) -> Float[np.ndarray | Rows, "N D"]:
+    def vectors(self) -> Feature:
         """The embeddings: of images, or else of texts, or else the first feature that there is."""
         first = next(iter(self.features))
         return self.features[next((name for name in ("image", "text") if name in self.features), first)]
 
-    def only(self, names: Iterable[str]) -> dict[str, Float[np.ndarray | Rows, "N ..."]]:
+    def only(self, names: Iterable[str]) -> dict[str, Feature]:
         """The features of these names."""
         return {name: self.features[name] for name in names}
 
@@ -198,11 +202,12 @@ def write_embeddings(path: str | os.PathLike, embeddings: Embeddings) -> None:
         "labels": embeddings.labels,
         "label_names": embeddings.label_names,
         "captions": embeddings.captions,
-        "origin": None if embeddings.origin is None else json.dumps(embeddings.origin.to_dict()),
+        "origin": None if embeddings.origin == UNKNOWN else json.dumps(embeddings.origin.to_dict()),
     }
-    arrays = embeddings.features | {name: array for name, array in known.items() if array is not None}
+    known = {**embeddings.features, **known}
+    arrays: dict[str, Any] = {name: np.asarray(x) for name, x in known.items() if x is not None}
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+        np.savez(file, **arrays)
 
 
 def shard_path(folder: str | os.PathLike, kind: str, shard: int) -> Path:
@@ -232,7 +237,7 @@ def list_shards(folder: str | os.PathLike, suffix: str = ".npy") -> list[Path]:
 def read_manifest(folder: str | os.PathLike) -> dict | None:
     """The manifest of a folder that `mlclip embed` writes; None where there is none.
 
-    Its `features` are names, its `origin` is an `Origin` or None.
+    Its `features` are names, its `origin` is an `Origin`.
 
     Raises:
       InputError: it is damaged, or of another version.
@@ -245,7 +250,7 @@ def read_manifest(folder: str | os.PathLike) -> dict | None:
         if manifest["version"] == 1:  # of release 0.1, which knew embeddings and local features
             features = ["image" if manifest["kind"] == IMAGES else "text"]
             manifest["features"] = features + ["image_local"] * manifest["local"]
-        manifest["origin"] = Origin.from_dict(manifest["origin"])
+        manifest["origin"] = Origin.from_dict(manifest["origin"]) or UNKNOWN
         for key in ("complete", "dtype", "label_names", "features"):
             manifest[key]
     except FileNotFoundError:
@@ -356,11 +361,11 @@ def _checked_names(path, arrays, what):
 
 
 def _stored_origin(array):
-    """What `write_embeddings` stored; None for whatever others call origin."""
+    """What `write_embeddings` stored; `UNKNOWN` for whatever others call origin."""
     try:
-        return Origin.from_dict(json.loads(str(array)))
+        return Origin.from_dict(json.loads(str(array))) or UNKNOWN
     except json.JSONDecodeError:
-        return None
+        return UNKNOWN
 
 
 def _checked_labels(path, labels, num_examples, label_names):

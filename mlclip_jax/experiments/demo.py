@@ -5,14 +5,15 @@ Read from top to bottom. Its parts are commands too: scenes, embed, train, evalu
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from mlclip_jax import recipes
 from mlclip_jax.backbones import load_backbone
-from mlclip_jax.configs import demo as recipe
 from mlclip_jax.data.images import read_image
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS
 from mlclip_jax.embeddings.embed import embed_names
@@ -37,7 +38,7 @@ METHODS = {
 DRAWN = 24
 
 
-def demo(workdir, num_seeds=1):
+def demo(workdir: str | os.PathLike, num_seeds: int = 1) -> list[list[str]]:
     """Makes scenes, embeds them, trains three adapters, scores them on scenes that nothing has seen.
 
     Leaves in `workdir` the scenes and their embeddings, a run for each method and seed, `table.md` and
@@ -60,7 +61,7 @@ def demo(workdir, num_seeds=1):
     seconds, runs, trained_on = {}, {}, {COSINE: "nothing"}
     for variant, method in METHODS.items():
         for seed in range(num_seeds):
-            config = recipe.get_config(variant)
+            config = recipes.read(f"demo:{variant}")
             config.seed = seed
             config.texts.labels = str(workdir / "labels.txt")
             if "number" not in config.texts:
@@ -117,7 +118,7 @@ def _train_and_time(config, folder):
 
 def _labelled(workdir, name, split, class_embeddings):
     source = {"embeddings": split[name], "labels": workdir / name / "labels.csv"}
-    return read_images(source, class_embeddings, None, workdir)
+    return read_images(source, class_embeddings)
 
 
 def _in_seconds(durations):

@@ -4,13 +4,15 @@ MMM-CLIP's splits: 70, 20, 10, 5 and 2 percent of 5,000 scenes are trained on, t
 that read class texts are also carried over to labels that they were not trained on.
 """
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from mlclip_jax import recipes
 from mlclip_jax.backbones import load_backbone
-from mlclip_jax.configs import few_shot as recipe
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS
 from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.labelled import read_images
@@ -40,7 +42,12 @@ VARIANTS = {
 }
 
 
-def few_shot(workdir, num_seeds=1, variants=VARIANTS, fractions=FRACTIONS):
+def few_shot(
+    workdir: str | os.PathLike,
+    num_seeds: int = 1,
+    variants: Mapping[str, str] = VARIANTS,
+    fractions: Sequence[float] = FRACTIONS,
+) -> list[list[str]]:
     """Trains every method on every fraction of the scenes, and scores it on the rest and on other labels.
 
     Leaves in `workdir` the scenes and their embeddings, a run for each method, fraction and seed, and
@@ -104,12 +111,12 @@ def _scenes(workdir, name, backbone):
     path = embedded_scenes(workdir / name, backbone, *FOLDERS[name], features=FEATURES)
     texts = embed_names(backbone, FOLDERS[name][2], CLASS_TEMPLATE)
     source = {"embeddings": path, "labels": workdir / name / "labels.csv"}
-    images = read_images(source, texts, None, workdir, reads=FEATURES)
+    images = read_images(source, texts, reads=FEATURES)
     return images, cosine_scores(images.vectors, texts.vectors)
 
 
 def _train(workdir, variant, fraction, seed, trained_on):
-    config = recipe.get_config(variant)
+    config = recipes.read(f"few_shot:{variant}")
     config.seed = seed
     config.texts.labels = str(workdir / "labels.txt")
     config.examples.embeddings = str(trained_on)

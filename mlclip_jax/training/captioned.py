@@ -1,6 +1,6 @@
 """Captioned images to pre-train a CLIP on, as the arrays that a step takes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Difficulty, Scenes
 from mlclip_jax.data.sources import Source
 from mlclip_jax.errors import InputError
 from mlclip_jax.streams import Stream
+from mlclip_jax.training.contrastive import towers
 
 
 def open_source(config: ConfigDict) -> Source | Scenes:
@@ -42,7 +43,7 @@ def first_captions(source: Source | Scenes, number: int) -> Sequence[str]:
     """The captions of the first examples."""
     if isinstance(source, Scenes):
         return [source[i].caption for i in range(number)]
-    return source.captions[:number]
+    return (source.captions or ())[:number]
 
 
 class CaptionedImages:
@@ -65,7 +66,8 @@ class CaptionedImages:
         augment: Callable | None = None,
         seed: int = 0,
     ) -> None:
-        side = config.vision_config.image_size
+        vision, text = towers(config)
+        side = vision.image_size
         self.image_processor = ImageProcessor(
             cover=(side, side),
             size=None,
@@ -81,32 +83,40 @@ class CaptionedImages:
         self._source, self._augment, self._seed = source, augment, seed
         self._num_threads = 1 if isinstance(source, Scenes) else None  # drawing holds the interpreter's lock
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: the one given stays as it is
-        self._tokenizer.enable_truncation(config.text_config.max_position_embeddings)
+        self._tokenizer.enable_truncation(text.max_position_embeddings)
         self._tokenizer.enable_padding(
-            length=config.text_config.max_position_embeddings,
-            pad_id=config.text_config.pad_token_id,
+            length=text.max_position_embeddings,
+            pad_id=text.pad_token_id,
             pad_token=END,
         )
 
-    def training_batches(self, num_train: int, train: ConfigDict, first: int) -> Iterator[Batch]:
+    def training_batches(self, num_train: int, train: ConfigDict, first: int) -> Generator[Batch]:
         """This process's `Batch`es of the first `num_train` examples, step after step from `first` on.
 
         Their data are `pixels` uint8 (b, h, w, 3), `token_ids` int32 (b, T) and `labels` int8 (b, K). The
         noise of an augmentation depends on the seed and the example's position in the run.
         """
 
+        augment = self._augment
+
         def prepare(example, position):
+            if augment is None:
+                return self._prepare(example)
             random = np.random.default_rng([self._seed, Stream.AUGMENTATION, position])
-            return self._prepare(example, lambda image: self._augment(random, image, self._size))
+            return self._prepare(example, lambda image: augment(random, image, self._size))
 
         size, processes = train.batch_size, (jax.process_index(), jax.process_count())
         order = TrainingOrder(self._seed, num_train, size, first, train.steps, *processes)
-        own = prepare if self._augment else lambda example, _: self._prepare(example)
         return read_batches(
-            self._source, order, size // processes[1], own, replace=num_train, num_threads=self._num_threads
+            self._source,
+            order,
+            size // processes[1],
+            prepare,
+            replace=num_train,
+            num_threads=self._num_threads,
         )
 
-    def batches(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
+    def batches(self, indices: Sequence[int], batch_size: int) -> Generator[Batch]:
         """`Batch`es of these examples, once each, with the same data."""
         order = OnceOrder(indices, batch_size)
         return read_batches(self._source, order, batch_size, lambda example, _: self._prepare(example))

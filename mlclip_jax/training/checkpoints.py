@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,20 +64,21 @@ class Checkpoints:
 
     def _open(self):
         policies = ocp.training.preservation_policies
+        kept: Any = policies.AnyPreservationPolicy([policies.LatestN(self._keep), _Best(self)])
+        every: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)  # the caller decides when
         return ocp.training.Checkpointer(
-            self.folder,
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), _Best(self)]),
-            # The caller decides when to save.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            str(self.folder),
+            preservation_policy=kept,
+            save_decision_policy=every,
             cleanup_tmp_directories=not self._read_only,
         )
 
-    def __enter__(self):
+    def __enter__(self) -> "Checkpoints":
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(_quiet())
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             with self._quiet, self._refusing_what_cannot_be_written():
                 self._checkpointer.close()
@@ -85,13 +87,13 @@ class Checkpoints:
                 raise
 
     @property
-    def latest_step(self):
+    def latest_step(self) -> int | None:
         """Step of the newest whole checkpoint, or None."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
     @property
-    def number(self):
+    def number(self) -> int:
         """How many there are."""
         return len(self._checkpointer.checkpoints)
 
@@ -111,7 +113,7 @@ class Checkpoints:
         metric, step = max(same)  # of several that are equal, the first
         return -step, metric
 
-    def save(self, step, state, metric=None):
+    def save(self, step: int, state: dict, metric: float | None = None) -> None:
         """Saves a dict of trees of arrays, as of after `step` steps.
 
         Args:
@@ -132,7 +134,7 @@ class Checkpoints:
         with self._refusing_what_cannot_be_written():
             self._pending = self._checkpointer.save_checkpointables_async(step, state, custom_metadata=known)
 
-    def check(self):
+    def check(self) -> None:
         """Finds out, without waiting, whether what is written in the background has failed.
 
         Raises:
@@ -143,7 +145,7 @@ class Checkpoints:
                 self._pending.result(timeout=0)
                 self._pending = None
 
-    def wait(self):
+    def wait(self) -> None:
         """Waits until what was saved is whole on the disk.
 
         Raises:
@@ -152,7 +154,7 @@ class Checkpoints:
         with self._refusing_what_cannot_be_written():
             self._checkpointer.wait()
 
-    def restore(self, abstract_state, step=None):
+    def restore(self, abstract_state: dict, step: int | None = None) -> tuple[int, dict]:
         """The newest checkpoint that can be read, and its step; or that of `step` alone.
 
         One that is damaged is reported, and set aside under another name, unless the folder is to be left as
@@ -294,7 +296,7 @@ def _in_words(error):
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def abstract(tree, sharding):
+def abstract(tree: dict, sharding: jax.sharding.Sharding | dict) -> dict:
     """Shapes and dtypes of a tree of arrays, for `Checkpoints.restore`.
 
     Args:
@@ -306,7 +308,7 @@ def abstract(tree, sharding):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding)
 
 
-def checksums(tree):
+def checksums(tree: object) -> list[int]:
     """A number for each array of a tree, of the bits of all its values: what a disk did to them shows.
 
     Computed on the devices, so that what is split over processes is not gathered.

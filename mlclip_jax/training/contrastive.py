@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,13 @@ from mlclip_jax.distributed.sharding import AXIS
 from mlclip_jax.errors import InputError
 from mlclip_jax.losses import binary_cross_entropy
 from mlclip_jax.nnx_boundary import merge_module
-from mlclip_jax.training.step import apply_gradients
+from mlclip_jax.training.step import Step, apply_gradients
 from mlclip_jax.zero_shot import l2_normalize
 
-Step = Callable[..., tuple[dict, dict]]
+
+def towers(config: CLIPConfig) -> tuple[Any, Any]:
+    """The configs of image and text tower, of whose fields transformers' types allow more than a CLIP has."""
+    return config.vision_config, config.text_config
 
 
 def contrastive_sum(
@@ -59,7 +63,7 @@ class Pretraining(nnx.Module):
     def __init__(self, config: CLIPConfig, num_labels: int, *, rngs: nnx.Rngs) -> None:
         self.clip = CLIP(config, rngs=rngs)
         bias = nnx.initializers.constant(-2.5)  # few labels are present: sigmoid(-2.5) is 0.08
-        width = config.vision_config.hidden_size
+        width = towers(config)[0].hidden_size
         self.head = nnx.Linear(width, num_labels, bias_init=bias, rngs=rngs) if num_labels else None
 
 
@@ -83,8 +87,8 @@ def clip_config(model: ConfigDict, tokenizer: Tokenizer) -> CLIPConfig:
     except Exception as error:  # transformers validates with exceptions of many kinds
         raise InputError(f"the recipe's model describes no CLIP: {' '.join(str(error).split())}") from error
     config.architectures = ["CLIPModel"]
-    if config.vision_config.image_size % config.vision_config.patch_size:
-        size, patch = config.vision_config.image_size, config.vision_config.patch_size
+    size, patch = towers(config)[0].image_size, towers(config)[0].patch_size
+    if size % patch:
         raise InputError(f"images of {size} pixels cannot be cut into patches of {patch}")
     return config
 

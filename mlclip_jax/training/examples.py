@@ -12,6 +12,7 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.provenance import digest
 from mlclip_jax.streams import Stream
 
+Column = Shaped[np.ndarray | Rows | Stacked, "N ..."]
 # What a method sees of a text in the place of an image's feature: both lie in one space.
 STAND_INS = {"image": "text", "image_local": "text_local"}
 
@@ -33,34 +34,35 @@ class Examples:
     text_share: float
 
     def __post_init__(self) -> None:
-        lacking = [name for name in self.reads if self.texts and name not in self._text_features]
-        if lacking:
-            raise InputError(f"texts have no {lacking[0]}, which this method reads; train it on images")
+        if self.texts is not None:
+            lacking = set(self.reads) - _seen_of(self.texts).keys()
+            if lacking:
+                raise InputError(f"texts have no {min(lacking)}, which this method reads; train it on images")
 
     def __len__(self) -> int:
-        return sum(len(part) for part in (self.texts, self.images) if part is not None)
+        return self._num_texts + self._num_images
 
     def __str__(self) -> str:
-        parts = [(self.texts, "texts"), (self.images, "images")]
-        return " and ".join(f"{len(part)} {unit}" for part, unit in parts if part is not None)
+        parts = [(self._num_texts, "texts"), (self._num_images, "images")]
+        return " and ".join(f"{number} {unit}" for number, unit in parts if number)
 
     @property
-    def _text_features(self):
-        features = self.texts.features
-        seen = {name: features[of] for name, of in STAND_INS.items() if of in features}
-        return seen | features
+    def _num_texts(self):
+        return 0 if self.texts is None else len(self.texts)
 
     @property
-    def data(self) -> dict[str, Shaped[np.ndarray | Rows | Stacked, "N ..."]]:
+    def _num_images(self):
+        return 0 if self.images is None else len(self.images)
+
+    @property
+    def data(self) -> dict[str, Column]:
         """All rows: features by name, `labels`, and `is_text`, bool (N,)."""
         parts = []
         if self.texts is not None:
-            features = {name: self._text_features[name] for name in self.reads}
-            parts.append(features | {"labels": self.texts.labels, "is_text": np.ones(len(self.texts), bool)})
+            seen = _seen_of(self.texts)
+            parts.append(_columns({name: seen[name] for name in self.reads}, self.texts, is_text=True))
         if self.images is not None:
-            features = self.images.only(self.reads)
-            known = {"labels": self.images.labels, "is_text": np.zeros(len(self.images), bool)}
-            parts.append(features | known)
+            parts.append(_columns(self.images.only(self.reads), self.images, is_text=False))
         if len(parts) == 1:
             return parts[0]
         return {name: Stacked(parts[0][name], parts[1][name]) for name in parts[0]}
@@ -71,8 +73,8 @@ class Examples:
         Raises:
           InputError: there are texts and images, and these are none or all.
         """
-        if self.texts is None or self.images is None:
-            return 0 if self.texts is None else batch_size
+        if not (self._num_texts and self._num_images):
+            return batch_size if self._num_texts else 0
         number = round(self.text_share * batch_size)
         if not 0 < number < batch_size:
             raise InputError(
@@ -86,12 +88,11 @@ class Examples:
         number = self.num_texts(batch_size)
         parts = []
         if number:
-            parts.append(batch_indices(seed, step, len(self.texts), number))
+            parts.append(batch_indices(seed, step, self._num_texts, number))
         if number < batch_size:
-            first = 0 if self.texts is None else len(self.texts)
-            stream = Stream.ORDER if self.texts is None else Stream.SECOND_ORDER
-            own = batch_indices(seed, step, len(self.images), batch_size - number, stream)
-            parts.append(first + own)
+            stream = Stream.SECOND_ORDER if number else Stream.ORDER
+            own = batch_indices(seed, step, self._num_images, batch_size - number, stream)
+            parts.append(self._num_texts + own)
         return np.concatenate(parts).astype(np.int32)
 
     def suspects(self, rows: Int[np.ndarray, " B"]) -> list[str]:
@@ -101,12 +102,21 @@ class Examples:
         return [self._name(i) for i in rows[np.argsort(largest)[::-1]]]
 
     def _name(self, row):
-        part, number = self.texts, row
-        if part is None or row >= len(part):
-            part, number = self.images, row - (0 if part is None else len(part))
-        return f"example {row}" if part.names is None else part.names[number]
+        part, own = (self.texts, row) if row < self._num_texts else (self.images, row - self._num_texts)
+        return f"example {row}" if part is None or part.names is None else part.names[own]
+
+
+def _seen_of(texts):
+    """What a method sees of texts, by the names that it reads."""
+    stand_ins = {name: texts.features[of] for name, of in STAND_INS.items() if of in texts.features}
+    return {**stand_ins, **texts.features}
+
+
+def _columns(features, part, is_text):
+    return {**features, "labels": part.labels, "is_text": np.full(len(part), is_text)}
 
 
 def digest_of(images: Embeddings) -> str:
     """SHA-256 of what a run learns from images with labels: their features and labels."""
-    return digest([*images.features.values(), images.labels])
+    arrays = [*images.features.values(), images.labels]
+    return digest(array for array in arrays if array is not None)

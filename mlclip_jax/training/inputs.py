@@ -20,7 +20,7 @@ from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import Embeddings, embedding_files, read_embeddings, write_embeddings
 from mlclip_jax.errors import InputError
-from mlclip_jax.provenance import UNKNOWN, fingerprint, hash_names
+from mlclip_jax.provenance import fingerprint, hash_names
 from mlclip_jax.runs import EMBEDDED, load_backbone_of, random_buffers, read_run
 from mlclip_jax.texts.label_sets import check_label_names, sample_label_sets
 from mlclip_jax.texts.mixtures import mix_class_embeddings
@@ -82,9 +82,8 @@ def read_class_embeddings(config: ConfigDict, backbone: Callable[[], Backbone]) 
             raise InputError(f"{path} does not name its classes; store their names in an array called names")
         if "text" not in known.features:
             raise InputError(f"{path} holds {', '.join(known.features)}, and no embeddings of class names")
-        made_by = known.origin or UNKNOWN
         origin = fingerprint(path, "", embedding_files(path)).replace(
-            backbone=made_by, labels=hash_names(known.names)
+            backbone=known.origin, labels=hash_names(known.names)
         )
         vectors = np.asarray(known.features["text"])
         class_embeddings = Embeddings({"text": vectors}, tuple(known.names), origin=origin)
@@ -118,7 +117,7 @@ def begin_from(
             f"--config.init={workdir} holds {run.method.title}, which knows no labels but those it was "
             f"trained on; give the same labels ({methods.with_open_vocabulary()} take others)"
         )
-    encoder = (class_embeddings.origin or UNKNOWN).encoder
+    encoder = class_embeddings.origin.encoder
     if run.trained_on and encoder and run.trained_on.sha256 != encoder.sha256:
         raise InputError(
             f"--config.init={workdir} was trained on {run.trained_on}, and this run would be on {encoder}; "
@@ -167,7 +166,7 @@ def read_training_texts(
     config: ConfigDict, class_embeddings: Embeddings, backbone: Callable[[], Backbone], workdir: Path
 ) -> Embeddings:
     """The training texts, with labels (N, K)."""
-    label_names, num_labels = class_embeddings.names, len(class_embeddings)
+    label_names, num_labels = tuple(class_embeddings.names or ()), len(class_embeddings)
     if config.texts.number < num_labels:
         raise InputError(
             f"--config.texts.number={config.texts.number} leaves labels without a text; "

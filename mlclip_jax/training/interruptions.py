@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Generator
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,7 +18,7 @@ from mlclip_jax.jax_private import distributed  # which alone can begin to liste
 
 
 @contextlib.contextmanager
-def stop_at_once_on_request():
+def stop_at_once_on_request() -> Generator[None]:
     """Within the block SIGTERM ends what the process does by `Preempted`, wherever it is.
 
     For what leaves its files whole at any moment: the same command, started again, resumes. Of several
@@ -40,7 +41,7 @@ def stop_at_once_on_request():
 
 
 @contextlib.contextmanager
-def listening_for_stop():
+def listening_for_stop() -> Generator[Callable[[], bool]]:
     """Within the block SIGTERM is a request to save and stop, which schedulers send before they pre-empt.
 
     Yields:
@@ -66,7 +67,7 @@ def listening_for_stop():
 
 
 @contextlib.contextmanager
-def ending_when_stalled(seconds):
+def ending_when_stalled(seconds: float) -> Generator[Callable[[int], None]]:
     """Ends the process, with the stacks of its threads, once it has made no progress for so long.
 
     A process that waits for one that hangs or is gone may wait for ever, and would hold its machine as long.
@@ -80,27 +81,29 @@ def ending_when_stalled(seconds):
     if not seconds:
         yield lambda _: None
         return
-    ended, last = threading.Event(), [time.monotonic(), "its start"]
+    ended, last, when = threading.Event(), time.monotonic(), "its start"
+    terminal = sys.__stderr__ or 2
 
     def renew(step):
-        last[:] = time.monotonic(), f"step {step}"
+        nonlocal last, when
+        last, when = time.monotonic(), f"step {step}"
         # Should the interpreter's lock be held, this ends the process without it, a little later.
-        faulthandler.dump_traceback_later(1.1 * seconds + 1, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(1.1 * seconds + 1, exit=True, file=terminal)
 
     def watch():
         while not ended.wait(min(1, seconds / 10)):
-            if time.monotonic() - last[0] > seconds:
+            if time.monotonic() - last > seconds:
                 print(
                     f"error: process {jax.process_index()} of {jax.process_count()} has made no progress for "
-                    f"{seconds} seconds, since {last[1]}: it hangs, or waits for one that does; its threads:",
+                    f"{seconds} seconds, since {when}: it hangs, or waits for one that does; its threads:",
                     file=sys.__stderr__,
                     flush=True,
                 )
-                faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+                faulthandler.dump_traceback(file=terminal, all_threads=True)
                 os._exit(1)
 
     renew(0)
-    last[1] = "its start"
+    when = "its start"
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield renew

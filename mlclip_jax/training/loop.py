@@ -1,21 +1,28 @@
 """The loop of a run: chunks of steps; logging, evaluation and checkpoints between them; resuming."""
 
+import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, Sharding
+from jaxtyping import Int32, Shaped
+from ml_collections import ConfigDict
 
 from mlclip_jax.distributed.data_parallel import MODES
 from mlclip_jax.distributed.processes import all_or_none, broadcast_from_first, check_shared
 from mlclip_jax.distributed.sharding import AXIS, LABEL_AXIS, place, replicated, split_labels, split_rows
+from mlclip_jax.embeddings.rows import Rows, Stacked
 from mlclip_jax.errors import InputError, Preempted
 from mlclip_jax.files import make_folder
 from mlclip_jax.progress import note, progress_bar
 from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, one_of
 from mlclip_jax.recipes import check_same_run
-from mlclip_jax.training.checkpoints import METRIC, abstract
+from mlclip_jax.training.checkpoints import METRIC, Checkpoints, abstract
 from mlclip_jax.training.interruptions import ending_when_stalled, listening_for_stop
 from mlclip_jax.training.metric_log import Log
 
@@ -26,7 +33,7 @@ BEST_BY = {"mAP": (METRIC, 1), "micro_f1": ("micro_f1_percent", 1), "loss": ("ev
 CHECKPOINTS_AT_ONCE = 4  # two of the latest, the best, and the one being written
 
 
-def run_conditions(train, num_devices):
+def run_conditions(train: Mapping | ConfigDict, num_devices: int) -> dict[str, tuple[Callable, str]]:
     """What must hold for the keys of a recipe that every run has; see `recipes.check`.
 
     Args:
@@ -58,7 +65,7 @@ def run_conditions(train, num_devices):
     return conditions
 
 
-def open_workdir(workdir, config, may_change):
+def open_workdir(workdir: str | os.PathLike, config: ConfigDict, may_change: tuple[str, ...]) -> Path:
     """The folder of a run, as a `Path`, made if it is missing.
 
     Args:
@@ -77,7 +84,9 @@ def open_workdir(workdir, config, may_change):
     return workdir
 
 
-def resume(checkpoints, state, train, shardings):
+def resume(
+    checkpoints: Checkpoints, state: dict, train: ConfigDict, shardings: Sharding | dict
+) -> tuple[int, dict]:
     """Where a run resumes: the step and the state of its newest checkpoint, or 0 and `state`, placed.
 
     Args:
@@ -112,7 +121,16 @@ def resume(checkpoints, state, train, shardings):
     return step, state
 
 
-def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=None, names_of=None):
+def run_steps(
+    run_chunk: Callable[[dict, int, int], tuple[dict, dict]],
+    state: dict,
+    step: int,
+    train: ConfigDict,
+    checkpoints: Checkpoints,
+    log_path: Path,
+    evaluate: Callable[[dict], dict] | None = None,
+    names_of: Callable[[int], Sequence[str]] | None = None,
+) -> dict:
     """Runs from `step` to `train.steps`, logging, evaluating and saving on the way.
 
     Every process runs it; the first one writes the log.
@@ -178,7 +196,13 @@ def run_steps(run_chunk, state, step, train, checkpoints, log_path, evaluate=Non
     return state
 
 
-def make_run_chunk(compiled, data, indices_of, end_after, mesh):
+def make_run_chunk(
+    compiled: Callable[..., Callable],
+    data: Mapping[str, Shaped[np.ndarray | Rows | Stacked, "N ..."]],
+    indices_of: Callable[[int, int], Int32[np.ndarray, "S B"]],
+    end_after: Callable[[int], int],
+    mesh: Mesh,
+) -> Callable[[dict, int, int], tuple[dict, dict]]:
     """Where a run's examples come from: `run_chunk(state, first, end)` for `run_steps`.
 
     Up to `ON_DEVICE` bytes they stay on the devices, all on each. Of more, each device gets the rows of its
@@ -212,7 +236,8 @@ def make_run_chunk(compiled, data, indices_of, end_after, mesh):
     own = [share for share in range(shares) if set(mesh.devices[share]) & set(jax.local_devices())]
     step_bytes = indices_of(0, 1).size * num_bytes // len(data["labels"])
     span = max(1, READ_AT_ONCE // step_bytes)
-    reader, ahead = ThreadPoolExecutor(1), {}
+    reader = ThreadPoolExecutor(1)
+    ahead: dict[int, Future] = {}
 
     def read(first, end):
         """The rows of each share of these steps, and where each step's are among them."""
@@ -225,9 +250,11 @@ def make_run_chunk(compiled, data, indices_of, end_after, mesh):
         shape = (shares, *rows[own[0]][name].shape)
         by_label = name == "labels" and splits_labels
         sharding = split_rows(mesh, labels_axis=2 if by_label else None)
-        return jax.make_array_from_callback(
-            shape, sharding, lambda index: rows[index[0].start or 0][name][None, *index[1:]]
-        )
+
+        def part(index: Any):
+            return rows[index[0].start or 0][name][None, *index[1:]]
+
+        return jax.make_array_from_callback(shape, sharding, part)
 
     def run_chunk(state, first, end):
         parts = []
@@ -247,7 +274,7 @@ def make_run_chunk(compiled, data, indices_of, end_after, mesh):
     return run_chunk
 
 
-def is_finished(train, best, step):
+def is_finished(train: ConfigDict, best: tuple[int | None, float | None], step: int) -> bool:
     """Whether a run ends at a step: its last, or `train.patience` evaluations after the best one.
 
     Args:
@@ -261,7 +288,7 @@ def is_finished(train, best, step):
     return step == train.steps or exhausted
 
 
-def next_boundary(step, train):
+def next_boundary(step: int, train: ConfigDict) -> int:
     """The first step after `step` at which something is logged, evaluated or saved."""
     periods = [p for p in (train.log_every, train.evaluate_every, train.checkpoint_every) if p]
     return min(train.steps, *(step - step % period + period for period in periods))

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -30,7 +32,13 @@ class Log:
       InputError: the file cannot be written.
     """
 
-    def __init__(self, path, step, max_skipped=0, names_of=None):
+    def __init__(
+        self,
+        path: Path,
+        step: int,
+        max_skipped: int = 0,
+        names_of: Callable[[int], Sequence[str]] | None = None,
+    ) -> None:
         self._path, self._nonfinite = path, path.with_name(NONFINITE)
         self._max_skipped, self._names_of = max_skipped, names_of
         self._pending = []
@@ -39,11 +47,11 @@ class Log:
             if self._nonfinite.exists():
                 _cut(self._nonfinite, step)
 
-    def add(self, step, metrics):
+    def add(self, step: int, metrics: Mapping) -> None:
         """Notes metrics as of after `step` steps; arrays that are still being computed are not waited for."""
         self._pending.append((step, metrics))
 
-    def write_pending(self, *, durable=False):
+    def write_pending(self, *, durable: bool = False) -> None:
         """Waits for the metrics noted so far, and appends them.
 
         Args:

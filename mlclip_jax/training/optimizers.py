@@ -2,9 +2,11 @@
 
 import math
 import re
+from collections.abc import Callable, Mapping
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
 from mlclip_jax.errors import InputError
 from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, one_of
@@ -77,7 +79,7 @@ RANGES = {
 }
 
 
-def make_optimizer(config):
+def make_optimizer(config: ConfigDict) -> Callable[[Mapping], optax.GradientTransformation]:
     """The optimizer of a recipe: `optimizer(hyper)` gives an `optax.GradientTransformation`.
 
     The learning rate and the weight decay are those of `hyper`, see `step.hyper_of`, times what the groups of
@@ -121,7 +123,7 @@ def _groups_of(parameters, groups):
     return jax.tree.map_with_path(group_of, parameters)
 
 
-def check_groups(config, parameters):
+def check_groups(config: ConfigDict, parameters: dict) -> None:
     """Refuses groups of parameters that none belongs to.
 
     Args:
@@ -145,7 +147,7 @@ def check_groups(config, parameters):
         )
 
 
-def make_schedule(config):
+def make_schedule(config: ConfigDict) -> optax.Schedule:
     """The learning rate as a fraction of its peak: a function of the step, from 0."""
     return SCHEDULES[config.schedule.name](config.schedule, config.train.steps)
 
@@ -157,7 +159,7 @@ def _after_warmup(warmup, schedule):
     return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), schedule], [warmup])
 
 
-def with_steps(config, num_examples):
+def with_steps(config: ConfigDict, num_examples: int) -> ConfigDict:
     """A recipe whose `train.epochs`, if it has any, have become its `train.steps`.
 
     Args:

@@ -11,7 +11,6 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -48,7 +47,13 @@ from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, FRACTION, NOT_NEGATIVE
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
 from mlclip_jax.training.captioned import CaptionedImages, first_captions, open_source
 from mlclip_jax.training.checkpoints import Checkpoints
-from mlclip_jax.training.contrastive import Pretraining, clip_config, make_pretrain_step, make_single
+from mlclip_jax.training.contrastive import (
+    Pretraining,
+    clip_config,
+    make_pretrain_step,
+    make_single,
+    towers,
+)
 from mlclip_jax.training.loop import open_workdir, resume, run_conditions, run_steps
 from mlclip_jax.training.optimizers import RANGES, make_optimizer
 from mlclip_jax.training.step import hyper_of, initial_state
@@ -95,7 +100,7 @@ def pretrain(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     captions = first_captions(source, min(num_train, CAPTIONS_READ))
     tokenizer = clip_tokenizer(learn_merges(captions, config.vocabulary - FIXED_TOKENS))
     model_config = clip_config(config.model, tokenizer)
-    context = model_config.text_config.max_position_embeddings
+    context = towers(model_config)[1].max_position_embeddings
     cut = sum(len(tokenizer.encode(caption).ids) > context for caption in captions)
     if cut and is_first():
         warnings.warn(
@@ -163,11 +168,12 @@ def pretrain(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     origin = Origin("pre-training", "", source.digest)
     described = json.loads(config.to_json())
     check_alike(described, origin.to_dict())
-    kept_with_each = {"config": described, "scored_on": source.digest}
     with (
         held_by_this_run(workdir),
         closing,
-        Checkpoints(workdir / "checkpoints", origin, **kept_with_each) as checkpoints,
+        Checkpoints(
+            workdir / "checkpoints", origin, config=described, scored_on=source.digest
+        ) as checkpoints,
     ):
         step, state = resume(checkpoints, state, config.train, replicated(mesh))
         if step:
@@ -211,7 +217,7 @@ def zero_shot_figures(
     graph: nnx.GraphDef,
     parameters: dict,
     examples: CaptionedImages,
-    indices: Sequence[int],
+    indices: range,
     skipped: Skipped,
     batch_size: int = 250,
 ) -> dict[str, float]:

@@ -1,19 +1,28 @@
 """One training step of one device, written once in SPMD style over the axis "data"."""
 
 import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
+from jaxtyping import Array, Float, Num, Shaped
+from ml_collections import ConfigDict
 
 from mlclip_jax.distributed.data_parallel import sum_over_devices
 from mlclip_jax.distributed.sharding import AXIS
 from mlclip_jax.losses import COUPLED, LOSSES
 from mlclip_jax.nnx_boundary import merge_module
 
+# `loss(logits, labels) -> (sum, count)`; and of one device: `step(state, frozen, batch, step, hyper)`, or a
+# chunk of steps, gives the new state and metrics.
+Loss = Callable[..., tuple[Shaped[Array, ""], Shaped[Array, ""]]]
+Step = Callable[..., tuple[dict, dict]]
 
-def make_loss(settings):
+
+def make_loss(settings: Mapping | ConfigDict) -> Loss:
     """The loss of a recipe, of one device's share of the batch: `loss(logits, labels) -> (sum, count)`.
 
     Args:
@@ -34,13 +43,13 @@ def make_loss(settings):
     return gathered
 
 
-def sum_and_count_of(settings):
+def sum_and_count_of(settings: Mapping | ConfigDict) -> Loss:
     """The `sum_and_count` of a recipe's loss, with its constants; see `losses`."""
     own = {key: value for key, value in settings.items() if key != "name"}
     return functools.partial(LOSSES[settings["name"]].sum_and_count, **own)
 
 
-def hyper_of(config):
+def hyper_of(config: ConfigDict) -> dict[str, Num[np.generic, ""]]:
     """What runs of one recipe may vary: numbers, which are an argument of the step.
 
     So one program trains with any of them, and under `jax.vmap` with many of them at once.
@@ -59,7 +68,15 @@ def hyper_of(config):
     return hyper
 
 
-def make_train_step(graph, optimizer, loss_sum, perturb, *, skip_nonfinite=False, fuse_allreduce=True):
+def make_train_step(
+    graph: nnx.GraphDef,
+    optimizer: Callable[[Mapping], optax.GradientTransformation],
+    loss_sum: Loss,
+    perturb: Callable,
+    *,
+    skip_nonfinite: bool = False,
+    fuse_allreduce: bool = True,
+) -> Step:
     """The training step of one device: `train_step(state, frozen, batch, step, hyper) -> (state, metrics)`.
 
     Written for any number of devices: `batch` is one device's share of the global batch: features by name,
@@ -95,7 +112,7 @@ def make_train_step(graph, optimizer, loss_sum, perturb, *, skip_nonfinite=False
     return train_step
 
 
-def make_chunk(train_step):
+def make_chunk(train_step: Step) -> Step:
     """Many steps in one program: `chunk(state, frozen, data, indices, steps, hyper)`, for one device.
 
     `data` are all examples, `indices` (S, B / devices) those of each step, `steps` (S,) the steps' numbers;
@@ -112,7 +129,7 @@ def make_chunk(train_step):
     return chunk
 
 
-def initial_state(parameters, optimizer):
+def initial_state(parameters: dict, optimizer: optax.GradientTransformation) -> dict:
     """What a run trains and saves: dict of `parameters`, the `optimizer`'s state, and what was `skipped`."""
     with jax.numpy_dtype_promotion("standard"):
         return {
@@ -122,7 +139,16 @@ def initial_state(parameters, optimizer):
         }
 
 
-def apply_gradients(optimizer, state, total, count, gradient, *, skip_nonfinite=False, fuse_allreduce=True):
+def apply_gradients(
+    optimizer: optax.GradientTransformation,
+    state: dict,
+    total: Float[Array, ""],
+    count: Float[Array, ""],
+    gradient: dict,
+    *,
+    skip_nonfinite: bool = False,
+    fuse_allreduce: bool = True,
+) -> tuple[dict, dict[str, Shaped[Array, ""]]]:
     """The end of a training step: what one device found out, summed over all, moves the parameters.
 
     Args:

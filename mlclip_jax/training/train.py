@@ -7,11 +7,15 @@ resumes from its newest checkpoint, to the result that it would have had undistu
 import copy
 import functools
 import json
+import os
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float, Int8
 from ml_collections import ConfigDict
 
 from mlclip_jax import calibration, methods, perturbation, recipes
@@ -73,7 +77,7 @@ from mlclip_jax.training.step import (
 )
 
 
-def train(config, workdir):
+def train(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     """Trains to the end, resuming from the newest checkpoint in `workdir`; then scores, and prints a table.
 
     Leaves in `workdir` the resolved `config.json`, `classes.npz` (the labels and their embeddings),
@@ -145,7 +149,7 @@ def train(config, workdir):
     end_after = functools.partial(next_boundary, train=config.train)
     run_chunk = make_run_chunk(compiled, examples.data, indices_of, end_after, mesh)
 
-    def evaluate_now(state):
+    def evaluate_on(images, state):
         own = local_copy((state["parameters"], frozen_on_device), mesh)
         scores = score_images(graph, *own, images.only(method.reads))
         return figures_on_the_way(config, scores, np.asarray(images.labels))
@@ -156,10 +160,9 @@ def train(config, workdir):
     scored_on = None
     if images is not None and config.train.evaluate_every:
         scored_on = f"{digest_of(images)} by {config.train.best_by}"
-    kept_with_each = {"config": described, "scored_on": scored_on}
     with (
         held_by_this_run(workdir),
-        Checkpoints(workdir / "checkpoints", origin, **kept_with_each) as checkpoints,
+        Checkpoints(workdir / "checkpoints", origin, config=described, scored_on=scored_on) as checkpoints,
     ):
         step, state = resume(checkpoints, state, config.train, state_shardings)
         with all_or_none():
@@ -183,7 +186,7 @@ def train(config, workdir):
             config.train,
             checkpoints,
             workdir / "metrics.jsonl",
-            evaluate_now if images is not None else None,
+            None if images is None else functools.partial(evaluate_on, images),
             names_of,
         )
         last = checkpoints.latest_step
@@ -193,19 +196,23 @@ def train(config, workdir):
     return state["parameters"]
 
 
-def figures_on_the_way(config, scores, labels):
+def figures_on_the_way(
+    config: ConfigDict, scores: Float[np.ndarray, "N K"], labels: Int8[np.ndarray, "N K"]
+) -> dict[str, float]:
     """What is measured of scores (N, K) on the way: mAP, and what the best checkpoint is chosen by."""
-    figures = {METRIC: 100 * mean_average_precision(scores, labels)[0]}
+    figures = {METRIC: 100 * float(mean_average_precision(scores, labels)[0])}
     name, _ = BEST_BY[config.train.best_by]
     if config.train.best_by == "micro_f1":
-        figures[name] = 100 * decision_figures(scores >= 0, labels)["OF1"]
+        figures[name] = 100 * float(decision_figures(scores >= 0, labels)["OF1"])
     elif config.train.best_by == "loss":
         total, count = sum_and_count_of(config.loss)(scores, labels)
-        figures[name] = total / np.maximum(count, 1)
+        figures[name] = float(total / np.maximum(count, 1))
     return figures
 
 
-def shardings_of(state, label_axes, optimizer, mesh):
+def shardings_of(
+    state: dict, label_axes: Mapping[str, int], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> dict:
     """The shardings of a run's state: what goes over the labels is split as `train.label_shards` says.
 
     Raises:
@@ -233,7 +240,7 @@ def shardings_of(state, label_axes, optimizer, mesh):
     }
 
 
-def with_loss_constants(config):
+def with_loss_constants(config: ConfigDict) -> ConfigDict:
     """A recipe, with its source's constants where the loss leaves them out or empty.
 
     Raises:
@@ -275,7 +282,7 @@ MAY_CHANGE = (
 )
 
 
-def check(config, num_devices):
+def check(config: ConfigDict, num_devices: int) -> None:
     """Refuses what could only fail later, or silently mean something else; whoever owns a key says what fits.
 
     Args:
@@ -290,7 +297,7 @@ def check(config, num_devices):
     if not isinstance(config.get("method"), ConfigDict):
         raise InputError("the recipe has no method: it needs config.method.name")
     method = methods.find(config.method)
-    conditions = {
+    conditions: dict[str, tuple[Callable, str]] = {
         "max_skipped": FRACTION,
         "texts.number": AT_LEAST_1,
         "texts.max_labels": AT_LEAST_1,

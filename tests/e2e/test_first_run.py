@@ -40,7 +40,7 @@ def run(tmp_path_factory):
 
 def rows_of(run):
     runs = [read_run(run)]
-    images = read_images({"embeddings": EMBEDDINGS}, runs[0].class_embeddings, None, None)
+    images = read_images({"embeddings": EMBEDDINGS}, runs[0].class_embeddings)
     described, compared = evaluate(runs, images, num_samples=200)
     assert described["classes"].startswith("63 of 80 ")
     return {(row["method"], row["scoring"]): row for row in compared}

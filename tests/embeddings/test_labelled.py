@@ -17,7 +17,7 @@ LABELS = np.array([[1, 0, -1], [0, 1, 1]], np.int8)
 
 def read(folder, table=None, **arrays):
     np.savez(folder / "images.npz", image_embeddings=VECTORS, **arrays)
-    return read_images({"embeddings": folder / "images.npz", "labels": table}, CLASSES, None, None)
+    return read_images({"embeddings": folder / "images.npz", "labels": table}, CLASSES)
 
 
 def test_columns_come_in_the_order_of_the_classes(tmp_path):
@@ -53,4 +53,4 @@ def test_a_table_needs_the_names_of_the_images(tmp_path):
 
 def test_no_images():
     with pytest.raises(InputError, match="no images to score: give --embeddings=FILE or --images=FOLDER"):
-        read_images({}, CLASSES, None, None)
+        read_images({}, CLASSES)

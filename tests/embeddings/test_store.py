@@ -8,6 +8,7 @@ import pytest
 from mlclip_jax import InputError
 from mlclip_jax.embeddings import store
 from mlclip_jax.embeddings.store import read_embeddings
+from mlclip_jax.provenance import UNKNOWN
 
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -23,7 +24,8 @@ def test_npz_of_any_maker(tmp_path, key, dtype):
         ]
         assert embeddings.vectors.dtype == np.float32
         np.testing.assert_array_equal(embeddings.vectors, VECTORS)
-        for known in ("names", "labels", "label_names", "captions", "origin"):
+        assert embeddings.origin == UNKNOWN
+        for known in ("names", "labels", "label_names", "captions"):
             assert getattr(embeddings, known) is None
 
 
@@ -137,6 +139,6 @@ def test_missing_and_directory(tmp_path):
 def test_what_others_call_origin_is_left_alone(tmp_path):
     for origin in ("flickr", "[1]", "3", np.arange(3)):
         np.savez(tmp_path / "x.npz", embeddings=VECTORS, origin=origin)
-        assert read_embeddings(tmp_path / "x.npz").origin is None
+        assert read_embeddings(tmp_path / "x.npz").origin == UNKNOWN
     np.savez(tmp_path / "x.npz", embeddings=VECTORS, names=np.array([b"a", b"b", b"c"]))
     assert read_embeddings(tmp_path / "x.npz").names == ("a", "b", "c")

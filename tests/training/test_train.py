@@ -53,7 +53,7 @@ def small_config(world, **changes):
 
 
 def read_scored(world, runs):
-    return read_images({"embeddings": str(world / "images.npz")}, runs[0].class_embeddings, None, None)
+    return read_images({"embeddings": str(world / "images.npz")}, runs[0].class_embeddings)
 
 
 def steps_of(workdir):
