@@ -1,6 +1,7 @@
 """Multi-label image classification with a frozen CLIP and small trainable adapters, in JAX."""
 
 import importlib
+from typing import Any
 
 __version__ = "0.2.0"
 __all__ = ["InputError", "load", "load_backbone"]
@@ -20,7 +21,7 @@ _MODULES = (
 )
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # Imported on first use, so that `import mlclip_jax` and `mlclip --help` stay instant.
     if name in _NAMES:
         return getattr(importlib.import_module(f"mlclip_jax.{_NAMES[name]}"), name)
@@ -29,5 +30,5 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*__all__, *_MODULES, "__version__"])

@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from types import ModuleType
 
 from mlclip_jax import __version__
 from mlclip_jax.errors import InputError, Preempted
@@ -74,13 +75,13 @@ def main(argv: Sequence[str]) -> int:
     name, *arguments = argv
     if arguments and f"{name} {arguments[0]}" in COMMANDS:  # of two words
         name, arguments = f"{name} {arguments[0]}", arguments[1:]
-    # ty: ignore[invalid-assignment]  (its documentation says to assign)
-    warnings.formatwarning = lambda message, *_: f"mlclip {name}: warning: {message}\n"
+    # Made to be replaced, which its type does not know.
+    warnings.formatwarning = lambda message, *_: f"mlclip {name}: warning: {message}\n"  # ty: ignore[invalid-assignment]
     with contextlib.ExitStack() as until_the_end:
         return _run_command(name, arguments, until_the_end)
 
 
-def _run_command(name, arguments, until_the_end):
+def _run_command(name: str, arguments: Sequence[str], until_the_end: contextlib.ExitStack) -> int:
     """Runs a command by its name; returns the exit code.
 
     What answers SIGTERM stays `until_the_end`, also while the other processes of a run are waited for.
@@ -126,7 +127,7 @@ def _run_command(name, arguments, until_the_end):
     return 0
 
 
-def _leave_processes():
+def _leave_processes() -> None:
     """Waits for the others that are stopping too: when one leaves without a word, JAX aborts the others."""
     import jax
 
@@ -134,7 +135,7 @@ def _leave_processes():
         jax.distributed.shutdown()
 
 
-def _interrupt_again(unraisable):
+def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
     # JAX's garbage-collection callback swallows a Ctrl-C that falls into it, as often happens in compilation.
     if unraisable.exc_type is KeyboardInterrupt:
         threading.Timer(0.01, _thread.interrupt_main).start()  # once this hook has returned
@@ -142,7 +143,7 @@ def _interrupt_again(unraisable):
         sys.__unraisablehook__(unraisable)
 
 
-def _print_help(command):
+def _print_help(command: ModuleType) -> None:
     from absl import flags
 
     from mlclip_jax.recipes import define_common_flags

@@ -1,7 +1,6 @@
 """The boundary between Flax NNX modules, which define, and plain JAX, which computes."""
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import jax
 from flax import nnx
@@ -57,11 +56,14 @@ def abstract_module(make):
     ViT-L/14, where this takes one.
     """
 
-    def initialise():
-        key = jax.random.key(0)
-        return make(rngs=SimpleNamespace(params=lambda: key))
+    return split_module(nnx.eval_shape(lambda: make(rngs=_OneKey())))
 
-    return split_module(nnx.eval_shape(initialise))
+
+class _OneKey(nnx.Rngs):
+    """The same key for every parameter."""
+
+    def params(self):
+        return jax.random.key(0)
 
 
 def merge_module(graph, *states):

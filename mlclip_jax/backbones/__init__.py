@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from typing import Any
 
 __all__ = ["ENCODING", "Backbone", "Encoded", "default_dtype", "load_backbone", "read_encoding"]
 
@@ -11,7 +12,7 @@ _BACKBONE = ("Backbone", "Encoded")  # in `backbone.py`; the others are in `load
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # Imported on first use, so that a module beside these does not bring JAX and the towers with it.
     if name in __all__:
         module = "backbone" if name in _BACKBONE else "loading"

@@ -5,14 +5,21 @@ import operator
 import os
 import reprlib
 import warnings
-from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float32, Int, Int32, UInt8
 from PIL import Image
 
+from mlclip_jax.backbones.batching import padded_batches, run_ahead
+from mlclip_jax.backbones.layouts import Layout
+from mlclip_jax.backbones.processing import ImageLike, Tokenizer
+from mlclip_jax.backbones.weights import Parameters
 from mlclip_jax.distributed.sharding import make_mesh, replicated, split_rows, split_widest
 from mlclip_jax.errors import InputError
 from mlclip_jax.nnx_boundary import merge_module
@@ -28,14 +35,15 @@ class Encoded(NamedTuple):
     """Embeddings, and the local features that belong to them.
 
     Attributes:
-      embeddings: un-normalised, float32 (N, D).
-      local: un-normalised, float32 (N, T, D'): an image's patches or places in row order, a text's tokens.
-      mask: bool (N, T): which of them there are; what the others hold is zero.
+      embeddings: un-normalised.
+      local: un-normalised, `width` being the backbone's `local_width`: an image's patches or places in row
+        order, a text's tokens.
+      mask: which of them there are; what the others hold is zero.
     """
 
-    embeddings: np.ndarray
-    local: np.ndarray
-    mask: np.ndarray
+    embeddings: Float32[np.ndarray, "N D"]
+    local: Float32[np.ndarray, "N T width"]
+    mask: Bool[np.ndarray, "N T"]
 
 
 class Backbone:
@@ -50,7 +58,7 @@ class Backbone:
     Attributes:
       title: the architecture in words.
       embedding_width: D, of the joint space.
-      local_width: D', of local features; D but for VGG-16.
+      local_width: of local features; D but for VGG-16.
       pair_width: of what BLIP makes of a pair; None of others.
       image_size: (height, width) of the pixels that its image tower sees.
       resize: "crop" or "squash", how images come to that size.
@@ -65,7 +73,16 @@ class Backbone:
       image_processor: the `ImageProcessor`.
     """
 
-    def __init__(self, graph, parameters, layout, *, dtype, origin, shard_parameters=False):
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        parameters: Parameters,
+        layout: Layout,
+        *,
+        dtype: str,
+        origin: Origin,
+        shard_parameters: bool = False,
+    ):
         self._mesh = make_mesh(jax.local_devices())
         self.image_processor = layout.image_processor
         self._tokenizer = layout.tokenizer
@@ -77,7 +94,7 @@ class Backbone:
         self.resize = "squash" if layout.image_processor.crop is None else "crop"
         self.decode = layout.image_processor.decode
         self.grid_size = tuple(side // layout.stride for side in self.image_size)
-        self.context_length = layout.tokenizer and layout.tokenizer.context_length
+        self.context_length = layout.tokenizer.context_length if layout.tokenizer else None
         self.dtype, self.position_embeddings = dtype, layout.position_embeddings
         self.origin = origin
         places = replicated(self._mesh)
@@ -97,7 +114,7 @@ class Backbone:
             position_embeddings=self.position_embeddings or "",
         )
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         number = sum(array.size for array in jax.tree.leaves(self.parameters))
         number = f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
         height, width = self.image_size
@@ -106,66 +123,91 @@ class Backbone:
             f"images of {height} x {width}, SHA-256 {self.origin.sha256[:12]}"
         )
 
-    def image(self, parameters, pixels):
-        """uint8 (b, height, width, 3) to embeddings (b, D) and local features (b, T, D'), float32."""
+    def image(
+        self, parameters: Parameters, pixels: UInt8[Array | np.ndarray, "B H W 3"]
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B T width"]]:
+        """Images' pixels to embeddings and local features."""
         return self._call("image", parameters, self.image_processor.normalise(pixels))
 
-    def text(self, parameters, token_ids):
-        """int32 (b, t) to embeddings (b, D) and local features (b, t, D'), float32."""
+    def text(
+        self, parameters: Parameters, token_ids: Int[Array | np.ndarray, "B T"]
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B T D"]]:
+        """Texts' token ids to embeddings and local features."""
         return self._call("text", parameters, token_ids)
 
-    def embed_tokens(self, parameters, token_ids):
-        """int32 (b, t) to token embeddings, before positions are added: (b, t, d), float32."""
+    def embed_tokens(
+        self, parameters: Parameters, token_ids: Int[Array | np.ndarray, "B T"]
+    ) -> Float32[Array, "B T width"]:
+        """Token ids to token embeddings, before positions are added."""
         return self._call("text.embed", parameters, token_ids)
 
-    def ends(self, token_ids):
-        """Where each text (b, t) ends, int32 (b,): the index of its end token, of BLIP's last token."""
+    def ends(self, token_ids: Int[Array | np.ndarray, "B T"]) -> Int32[Array, " B"]:
+        """Where each text ends: the index of its end token, for BLIP of its last token."""
         return self._call("text.ends", self.parameters, token_ids)
 
-    def encode_tokens(self, parameters, token_embeddings, end):
+    def encode_tokens(
+        self,
+        parameters: Parameters,
+        token_embeddings: Float32[Array | np.ndarray, "B T width"],
+        end: Int[Array | np.ndarray, " B"],
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B T D"]]:
         """What `text` gives, of token embeddings; differentiable with respect to them.
 
         Args:
           parameters: of this backbone.
-          token_embeddings: (b, t, d), from `embed_tokens`, some of them perhaps replaced by learnt ones.
-          end: int (b,), from `ends`; what lies behind it changes nothing before it.
-
-        Returns:
-          Embeddings (b, D) and local features (b, t, D'), float32.
+          token_embeddings: from `embed_tokens`, some of them perhaps replaced by learnt ones.
+          end: from `ends`; what lies behind it changes nothing before it.
 
         Raises:
           InputError: the texts are longer than the context, or there is no text tower.
         """
         if self.context_length is not None and token_embeddings.shape[1] > self.context_length:
             raise InputError(
-                f"texts of {token_embeddings.shape[1]} tokens do not fit {self.fingerprint['name']}, whose "
+                f"texts of {token_embeddings.shape[1]} tokens do not fit {self.origin.name}, whose "
                 f"context is {self.context_length} tokens; shorten them, or the learnt context"
             )
         return self._call("text.encode", parameters, token_embeddings, end)
 
-    def pair(self, parameters, pixels, token_ids):
-        """BLIP's text tower at an image: its first token (b, d), and logits (b, 2) of no match and match."""
+    def pair(
+        self,
+        parameters: Parameters,
+        pixels: UInt8[Array | np.ndarray, "B H W 3"],
+        token_ids: Int[Array | np.ndarray, "B T"],
+    ) -> tuple[Float32[Array, "B width"], Float32[Array, "B 2"]]:
+        """BLIP's text tower at an image: its first token, and logits of no match and match."""
         return self._call("pair", parameters, self.image_processor.normalise(pixels), token_ids)
 
-    def pixels(self, images):
-        """Images as the image tower sees them: uint8 (N, height, width, 3); see `ImageProcessor.pixels`."""
+    def pixels(self, images: Iterable[ImageLike]) -> UInt8[np.ndarray, "N H W 3"]:
+        """Images as the image tower sees them; see `ImageProcessor.pixels`."""
         with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
             return np.stack(list(pool.map(self.image_processor.pixels, images)))
 
-    def token_ids(self, texts):
-        """Texts as token ids, int32 (N, context_length), padded; longer ones are cut, with a warning."""
+    def token_ids(self, texts: Sequence[str]) -> Int32[np.ndarray, "N T"]:
+        """Texts as token ids, padded to the context; longer ones are cut, with a warning."""
         return self._tokenise(texts)[0]
 
-    def encode_images(self, images, *, local=False, batch_size=32):
+    @overload
+    def encode_images(
+        self, images: Iterable[ImageLike], *, local: Literal[False] = False, batch_size: int = 32
+    ) -> Float32[np.ndarray, "N D"]: ...
+
+    @overload
+    def encode_images(
+        self, images: Iterable[ImageLike], *, local: Literal[True], batch_size: int = 32
+    ) -> Encoded: ...
+
+    def encode_images(
+        self, images: Iterable[ImageLike], *, local: bool = False, batch_size: int = 32
+    ) -> Float32[np.ndarray, "N D"] | Encoded:
         """Embeds images.
 
         Args:
-          images: list of paths, `PIL.Image`s or uint8 arrays (h, w, 3).
+          images: N paths, `PIL.Image`s or uint8 arrays (H, W, 3).
           local: whether to return local features too.
           batch_size: how many are encoded at once, over all devices.
 
         Returns:
-          Un-normalised embeddings, float32 `(len(images), D)`; or, with `local`, an `Encoded`.
+          Un-normalised embeddings; or, with `local`, an `Encoded`.
 
         Raises:
           InputError: an image cannot be read; it is named.
@@ -181,31 +223,44 @@ class Backbone:
         self._check_finite(encoded[0], images, "images")
         return Encoded(*encoded, np.ones((len(images), width), bool)) if local else encoded[0]
 
-    def encode_pixels(self, batches, *, local=False):
+    def encode_pixels(
+        self, batches: Iterable[tuple[Any, UInt8[np.ndarray, "B H W 3"]]], *, local: bool = False
+    ) -> Iterator[tuple[Any, list[np.ndarray]]]:
         """Embeds a stream of batches: while one is computed, the next is waited for.
 
         Args:
-          batches: iterable of pairs of anything and uint8 (b, height, width, 3), as `pixels` makes them; b is
-            the same in all, and a multiple of the number of local devices.
+          batches: pairs of anything and pixels, as `pixels` makes them; B is the same in all, and a multiple
+            of the number of local devices.
           local: whether to compute local features too.
 
         Yields:
-          Pairs of that thing and the outputs: float32 embeddings (b, D) and, with `local`, local features
-          (b, T, D').
+          Pairs of that thing and the outputs, float32: embeddings (B, D) and, with `local`, local features
+          (B, T, width).
         """
         yield from self._run("image", ((thing, (pixels,)) for thing, pixels in batches), local)
 
-    def encode_texts(self, texts, *, local=False, batch_size=64):
+    @overload
+    def encode_texts(
+        self, texts: Iterable[str], *, local: Literal[False] = False, batch_size: int = 64
+    ) -> Float32[np.ndarray, "N D"]: ...
+
+    @overload
+    def encode_texts(
+        self, texts: Iterable[str], *, local: Literal[True], batch_size: int = 64
+    ) -> Encoded: ...
+
+    def encode_texts(
+        self, texts: Iterable[str], *, local: bool = False, batch_size: int = 64
+    ) -> Float32[np.ndarray, "N D"] | Encoded:
         """Embeds texts.
 
         Args:
-          texts: list of strings. Those longer than the context are cut, and counted in a warning.
+          texts: N of them. Those longer than the context are cut, and counted in a warning.
           local: whether to return local features too: of all tokens, start and end included.
           batch_size: how many are encoded at once, over all devices.
 
         Returns:
-          Un-normalised embeddings, float32 `(len(texts), D)`; or, with `local`, an `Encoded` as wide as the
-          longest text.
+          Un-normalised embeddings; or, with `local`, an `Encoded` as wide as the longest text.
 
         Raises:
           InputError: a text is no string, or there is no text tower.
@@ -218,7 +273,7 @@ class Backbone:
         order = np.argsort(lengths, kind="stable")
 
         def prepare(rows):
-            return (ids[order[rows], : self._padded_length(lengths[order[rows]].max())],)
+            return (ids[order[rows], : self._padded_length(int(lengths[order[rows]].max()))],)
 
         for rows, outputs in self._encode("text", len(texts), prepare, local, batch_size):
             encoded[0][order[rows]] = outputs[0]
@@ -227,17 +282,18 @@ class Backbone:
         self._check_finite(encoded[0], texts, "texts")
         return Encoded(*encoded, np.arange(width)[None] < lengths[:, None]) if local else encoded[0]
 
-    def encode_pairs(self, images, texts, *, batch_size=16):
+    def encode_pairs(
+        self, images: Iterable[ImageLike], texts: Iterable[str], *, batch_size: int = 16
+    ) -> tuple[Float32[np.ndarray, "N width"], Float32[np.ndarray, "N 2"]]:
         """What BLIP makes of each text while it attends to the image beside it.
 
         Args:
-          images: list of N, as for `encode_images`.
-          texts: list of N.
+          images: N, as for `encode_images`.
+          texts: N.
           batch_size: how many pairs are encoded at once, over all devices.
 
         Returns:
-          Multimodal features, float32 (N, `pair_width`), and the matching head's logits, float32
-          (N, 2), of "no match" and "match".
+          Multimodal features, `pair_width` wide, and the matching head's logits of "no match" and "match".
 
         Raises:
           InputError: there are not as many texts as images, or the backbone does not encode both together.
@@ -248,7 +304,7 @@ class Backbone:
         if self.pair_width is None:
             raise self._lacks("pair")
         ids, lengths = self._tokenise(texts)
-        length = self._padded_length(lengths.max(initial=1))
+        length = self._padded_length(int(lengths.max(initial=1)))
 
         def prepare(rows):
             return self.pixels(images[rows]), ids[rows, :length]
@@ -260,19 +316,19 @@ class Backbone:
         self._check_finite(features, list(zip(images, texts)), "pairs")
         return features, logits
 
-    def _call(self, name, parameters, *inputs):
+    def _call(self, name: str, parameters: Parameters, *inputs: Array | np.ndarray) -> Any:
         module = merge_module(self._graph, parameters)
         way_in = name.split(".")[0]  # of "text.encode", "text"
         if not hasattr(module, way_in):
             raise self._lacks(way_in)
         # Accelerators would otherwise round the factors of a float32 product; bfloat16 ones are as they are.
         with jax.default_matmul_precision("highest"):
-            return operator.attrgetter(name)(module)(*inputs)
+            return operator.attrgetter(name)(module)(*map(jnp.asarray, inputs))
 
-    def _lacks(self, name):
+    def _lacks(self, name: str) -> InputError:
         return InputError(f"{self.origin.name} ({self.title}) {MISSING[name]}")
 
-    def _compile(self, name, local):
+    def _compile(self, name: str, local: bool) -> Callable[..., Any]:
         if (name, local) not in self._compiled:
 
             def encode(parameters, *inputs):
@@ -282,70 +338,52 @@ class Backbone:
             self._compiled[name, local] = jax.jit(encode, out_shardings=split_rows(self._mesh))
         return self._compiled[name, local]
 
-    def _encode(self, name, number, prepare, local, batch_size):
-        """Encodes in batches, and yields the rows of each and its outputs on the host.
+    def _encode(
+        self,
+        name: str,
+        number: int,
+        prepare: Callable[[slice], Sequence[np.ndarray]],
+        local: bool,
+        batch_size: int,
+    ) -> Iterator[tuple[slice, list[np.ndarray]]]:
+        """Encodes `number` inputs, which `prepare` makes of a slice of rows, in batches.
 
-        Args:
-          name: "image", "text" or "pair".
-          number: of inputs.
-          prepare: makes the host arrays of a slice of rows.
-          local: whether to compute all outputs, or the first alone, the embeddings.
-          batch_size: over all devices.
+        Yields the rows of each batch and its outputs on the host: `local` ones too, or the embeddings alone.
         """
         if batch_size < 1:
             raise InputError(f"invalid batch_size {batch_size}: must be at least 1")
         if not number:
             return
-        # A power of two, so that short lists neither wait for a full batch nor compile for every length.
-        batch_size = min(batch_size, 1 << (number - 1).bit_length())
-        batch_size += -batch_size % self._mesh.size
-
-        def batches():
-            for start in range(0, number, batch_size):
-                rows = slice(start, min(start + batch_size, number))
-                yield (
-                    rows,
-                    [
-                        np.pad(array, [(0, batch_size - len(array))] + [(0, 0)] * (array.ndim - 1))
-                        for array in prepare(rows)
-                    ],
-                )
-
+        batches = padded_batches(number, batch_size, self._mesh.size, prepare)
         with progress_bar(number, f"encoding {name}s", f"{name}s") as bar:
-            for rows, outputs in self._run(name, batches(), local):
+            for rows, outputs in self._run(name, batches, local):
                 bar.update(rows.stop - rows.start)
                 yield rows, [output[: rows.stop - rows.start] for output in outputs]
 
-    def _run(self, name, batches, local):
-        """Encodes pairs of anything and a batch of inputs; yields pairs of that thing and the outputs."""
-        encode, running = self._compile(name, local), deque()
+    def _run(
+        self, name: str, batches: Iterable[tuple[Any, Sequence[np.ndarray]]], local: bool
+    ) -> Iterator[tuple[Any, list[np.ndarray]]]:
+        encode = functools.partial(self._compile(name, local), self.parameters)
+        return run_ahead(encode, self._mesh, batches)
 
-        def finish():
-            thing, outputs = running.popleft()
-            return thing, [np.asarray(output) for output in outputs]
-
-        for thing, inputs in batches:
-            inputs = jax.device_put(inputs, split_rows(self._mesh))
-            running.append((thing, encode(self.parameters, *inputs)))
-            if len(running) > 1:  # one computes while the next is prepared; more would only fill memory
-                yield finish()
-        while running:
-            yield finish()
-
-    def _empty(self, number, width, local):
+    def _empty(self, number: int, width: int, local: bool) -> list[np.ndarray]:
         arrays = [np.zeros((number, self.embedding_width), np.float32)]
         if local:
             arrays.append(np.zeros((number, width, self.local_width), np.float32))
         return arrays
 
-    def _tokenise(self, texts):
+    def _text_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
             raise self._lacks("text")
+        return self._tokenizer
+
+    def _tokenise(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        tokenise = self._text_tokenizer()
         for text in texts:
             if not isinstance(text, str):
                 raise InputError(f"a text must be a string; got {text!r:.60}")
         try:
-            ids, lengths, truncated = self._tokenizer(texts)
+            ids, lengths, truncated = tokenise(texts)
         except TypeError as error:  # half a surrogate pair, which is no character
             raise InputError(f"a text cannot be encoded as UTF-8: {error}") from error
         if truncated:
@@ -354,10 +392,11 @@ class Backbone:
             )
         return ids, lengths
 
-    def _padded_length(self, length):
-        return min(self.context_length, max(SHORTEST_TEXT, 1 << (int(length) - 1).bit_length()))
+    def _padded_length(self, length: int) -> int:
+        longest = self._text_tokenizer().context_length
+        return min(longest, max(SHORTEST_TEXT, 1 << (length - 1).bit_length()))
 
-    def _check_finite(self, embeddings, inputs, unit):
+    def _check_finite(self, embeddings: np.ndarray, inputs: Sequence[Any], unit: str) -> None:
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         if len(bad):
             raise InputError(
@@ -366,7 +405,7 @@ class Backbone:
             )
 
 
-def _list(inputs, unit):
+def _list(inputs: Iterable[Any], unit: str) -> list[Any]:
     if isinstance(inputs, str | os.PathLike | Image.Image):
         raise InputError(f"give a list of {unit}, not {reprlib.repr(inputs)} alone")
     return list(inputs)

@@ -4,12 +4,16 @@ Equal to transformers' `BlipForImageTextRetrieval`: a vision transformer, a BERT
 while attending to all tokens of an image, projections of both to a joint space, and a head that tells whether
 the two match.
 
-Shape letters: b batch, t text tokens, s image tokens, d width of a tower, p width of the joint space.
+In shapes, D is the width of the joint space, `width` that of a tower.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
+from mlclip_jax.backbones.configs import BLIPConfig, ImageConfig, TextConfig
 from mlclip_jax.backbones.transformer import (
     ACTIVATIONS,
     Attention,
@@ -21,6 +25,7 @@ from mlclip_jax.backbones.transformer import (
     small_normal,
 )
 from mlclip_jax.backbones.weights import (
+    KeyTable,
     conv,
     identity,
     linear_rows,
@@ -37,22 +42,24 @@ class BLIP(nnx.Module):
       dtype: of the products and of what they are made with; norms, softmax and sums are in float32 always.
     """
 
-    def __init__(self, config, *, dtype=jnp.float32, rngs):
+    def __init__(self, config: BLIPConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         image_config, text_config = config.vision_config, config.text_config
         width = config.image_text_hidden_size
         self.image = ImageTower(image_config, width, dtype=dtype, rngs=rngs)
         self.text = TextTower(text_config, image_config.hidden_size, width, dtype=dtype, rngs=rngs)
         self.matching_head = linear(text_config.hidden_size, 2, dtype, rngs)
 
-    def pair(self, pixels, token_ids):
+    def pair(
+        self, pixels: Float[Array | np.ndarray, "B H W 3"], token_ids: Int[Array | np.ndarray, "B T"]
+    ) -> tuple[Float32[Array, "B width"], Float32[Array, "B 2"]]:
         """What a text becomes when it attends to an image, and whether the two match.
 
         Args:
-          pixels: normalised (b, height, width, 3).
-          token_ids: int32 (b, t).
+          pixels: normalised.
+          token_ids: of the text beside each image.
 
         Returns:
-          The text tower's first token (b, d), and logits (b, 2) of "no match" and "match"; float32.
+          The text tower's first token, and logits of "no match" and "match".
         """
         tokens = self.text.tokens(
             self.text.embed(token_ids), self.text.is_there(token_ids), self.image.tokens(pixels)
@@ -63,7 +70,14 @@ class BLIP(nnx.Module):
 class ImageTower(nnx.Module):
     """A pre-norm vision transformer, normalised at its end; its class token, projected, is the embedding."""
 
-    def __init__(self, config, projection_width, *, dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        config: ImageConfig,
+        projection_width: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         positions = small_normal(rngs, (config.image_size // config.patch_size) ** 2 + 1, config.hidden_size)
         self.patches = Patches(config, positions, use_bias=True, dtype=dtype, rngs=rngs)
         self.layers = nnx.List(
@@ -72,19 +86,21 @@ class ImageTower(nnx.Module):
         self.post_norm = layer_norm(config, rngs)
         self.projection = linear(config.hidden_size, projection_width, dtype, rngs)
 
-    def __call__(self, pixels):
+    def __call__(
+        self, pixels: Float[Array | np.ndarray, "B H W 3"]
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B T D"]]:
         """Embeddings, and local features: the patches, projected as the class token is.
 
         Args:
-          pixels: normalised (b, height, width, 3) of any size; the position embeddings are interpolated.
+          pixels: normalised, of any size; the position embeddings are interpolated.
 
         Returns:
-          Un-normalised (b, p) and (b, h w, p), float32.
+          Both un-normalised.
         """
         return _first_and_rest(self.projection, self.tokens(pixels), 1)
 
-    def tokens(self, pixels):
-        """Normalised pixels to (b, s, d), float32: the class token, then the patches in row order."""
+    def tokens(self, pixels: Float[Array | np.ndarray, "B H W 3"]) -> Float32[Array, "B T width"]:
+        """Normalised pixels to tokens: that of the class, then the patches in row order."""
         tokens = self.patches(pixels)
         for layer in self.layers:
             tokens = layer(tokens)
@@ -98,7 +114,15 @@ class TextTower(nnx.Module):
     embeddings, as CLIP's `TextTower` has it.
     """
 
-    def __init__(self, config, image_width, projection_width, *, dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        config: TextConfig,
+        image_width: int,
+        projection_width: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         width = config.hidden_size
         self.token_embedding = nnx.Embed(config.vocab_size, width, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.position_embedding = nnx.Param(small_normal(rngs, config.max_position_embeddings, width))
@@ -109,54 +133,60 @@ class TextTower(nnx.Module):
         self.projection = linear(width, projection_width, dtype, rngs)
         self.padding = config.pad_token_id
 
-    def __call__(self, token_ids):
+    def __call__(
+        self, token_ids: Int[Array | np.ndarray, "B T"]
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B T D"]]:
         """Embeddings (first token) and local features (all tokens) of texts alone, both projected.
 
         Args:
-          token_ids: int32 (b, t); the padding id is not attended to.
+          token_ids: the padding id is not attended to.
 
         Returns:
-          Un-normalised (b, p) and (b, t, p), float32; local features of padding mean nothing.
+          Both un-normalised; local features of padding mean nothing.
         """
         return self._project(self.tokens(self.embed(token_ids), self.is_there(token_ids)))
 
-    def embed(self, token_ids):
-        """Token ids (b, t) to their embeddings, without positions: (b, t, d), float32."""
-        return self.token_embedding(token_ids).astype(jnp.float32)
+    def embed(self, token_ids: Int[Array | np.ndarray, "B T"]) -> Float32[Array, "B T width"]:
+        """Token ids to their embeddings, without positions."""
+        return self.token_embedding(jnp.asarray(token_ids)).astype(jnp.float32)
 
-    def is_there(self, token_ids):
-        """Which of the token ids (b, t) are no padding: bool (b, t)."""
-        return token_ids != self.padding
+    def is_there(self, token_ids: Int[Array | np.ndarray, "B T"]) -> Bool[Array, "B T"]:
+        """Which of the token ids are no padding."""
+        return jnp.asarray(token_ids) != self.padding
 
-    def ends(self, token_ids):
-        """Where each text ends: int32 (b,), the index of its last id (b, t) that is no padding."""
+    def ends(self, token_ids: Int[Array | np.ndarray, "B T"]) -> Int32[Array, " B"]:
+        """Where each text ends: the index of its last id that is no padding."""
         places = jnp.arange(token_ids.shape[1], dtype=jnp.int32)[None]
         return jnp.max(jnp.where(self.is_there(token_ids), places, 0), axis=1)
 
-    def encode(self, token_embeddings, end):
+    def encode(
+        self, token_embeddings: Float32[Array, "B T width"], end: Int[Array, " B"]
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B T D"]]:
         """What `__call__` gives, of token embeddings.
 
         Args:
-          token_embeddings: (b, t, d) without positions, the first and the last token's included.
-          end: int (b,), the index of the last token; those behind it are not attended to.
+          token_embeddings: without positions, those of the first and the last token included.
+          end: the index of the last token; those behind it are not attended to.
 
         Returns:
-          Un-normalised (b, p) and (b, t, p), float32; local features behind the last token mean nothing.
+          Both un-normalised; local features behind the last token mean nothing.
         """
         places = jnp.arange(token_embeddings.shape[1], dtype=jnp.int32)
-        is_there = places[None] <= jnp.asarray(end, jnp.int32)[:, None]
+        is_there = places[None] <= end.astype(jnp.int32)[:, None]
         return self._project(self.tokens(token_embeddings, is_there))
 
-    def tokens(self, token_embeddings, mask, image_tokens=None):
+    def tokens(
+        self,
+        token_embeddings: Float32[Array, "B T width"],
+        mask: Bool[Array, "B T"],
+        image_tokens: Float32[Array, "B M image"] | None = None,
+    ) -> Float32[Array, "B T width"]:
         """Token embeddings through all layers, alone or while they attend to an image.
 
         Args:
-          token_embeddings: (b, t, d) without positions.
-          mask: bool (b, t), which of them are attended to.
-          image_tokens: (b, s, d of the image tower), or None.
-
-        Returns:
-          (b, t, d), float32.
+          token_embeddings: without positions.
+          mask: which of them are attended to.
+          image_tokens: the M tokens of each image, as wide as its tower, or None.
         """
         positions = self.position_embedding[...][None, : token_embeddings.shape[1]]
         tokens = self.norm(token_embeddings + positions)
@@ -164,14 +194,14 @@ class TextTower(nnx.Module):
             tokens = layer(tokens, mask, image_tokens)
         return tokens
 
-    def _project(self, tokens):
+    def _project(self, tokens: Array) -> tuple[Array, Array]:
         return _first_and_rest(self.projection, tokens, 0)
 
 
 class TextLayer(nnx.Module):
     """Self-attention, attention to an image if there is one, a perceptron; a layer norm after each."""
 
-    def __init__(self, config, image_width, *, dtype, rngs):
+    def __init__(self, config: TextConfig, image_width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
         self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(config, rngs)
@@ -182,8 +212,13 @@ class TextLayer(nnx.Module):
         self.norm2 = layer_norm(config, rngs)
         self.activation = config.hidden_act
 
-    def __call__(self, tokens, mask, image_tokens):
-        """(b, t, d), which of them count (b, t), and perhaps (b, s, d of the image), to (b, t, d)."""
+    def __call__(
+        self,
+        tokens: Float32[Array, "B T width"],
+        mask: Bool[Array, "B T"],
+        image_tokens: Float32[Array, "B M image"] | None,
+    ) -> Float32[Array, "B T width"]:
+        """Tokens, of which those of the mask are attended to, and perhaps those of an image."""
         num_tokens, rows = tokens.shape[1], tokens.reshape(-1, tokens.shape[-1])
         rows = self.norm1(add(rows, self.attention(rows, num_tokens, mask=mask)))
         if image_tokens is not None:
@@ -192,7 +227,7 @@ class TextLayer(nnx.Module):
         return rows.reshape(tokens.shape)
 
 
-def _first_and_rest(projection, tokens, skipped):
+def _first_and_rest(projection: nnx.Linear, tokens: Array, skipped: int) -> tuple[Array, Array]:
     """Projects the first token, and all but the first `skipped`, separately, so that either can go unused."""
     return projection(tokens[:, 0]).astype(jnp.float32), projection(tokens[:, skipped:]).astype(jnp.float32)
 
@@ -201,27 +236,27 @@ _IMAGE, _TEXT = r"vision_model\.encoder\.layers\.(\d+)", r"text_encoder\.encoder
 _IMAGE_LAYER, _TEXT_LAYER = r"image/layers/\1", r"text/layers/\1"
 
 
-def _text_attention_rows(key, attention, norm):
+def _text_attention_rows(key: str, attention: str, norm: str) -> KeyTable:
     rows = linear_rows(rf"{_TEXT}\.{key}\.output\.dense", f"{_TEXT_LAYER}/{attention}/out")
     for name in ("query", "key", "value"):
         rows += linear_rows(rf"{_TEXT}\.{key}\.self\.{name}", f"{_TEXT_LAYER}/{attention}/{name}")
     return rows + norm_rows(rf"{_TEXT}\.{key}\.output\.LayerNorm", f"{_TEXT_LAYER}/{norm}")
 
 
-def first(array):
+def first(array: np.ndarray) -> np.ndarray:
     """(1, ...) to (...)."""
     if array.shape[0] != 1:
         raise ValueError("its first dimension is not 1")
     return array[0]
 
 
-def first_of_first(array):
+def first_of_first(array: np.ndarray) -> np.ndarray:
     """(1, 1, ...) to (...)."""
     return first(first(array))
 
 
 # Keys of transformers' model.safetensors.
-KEY_TABLE = [
+KEY_TABLE: KeyTable = [
     (r"vision_model\.embeddings\.class_embedding", "image/patches/class_embedding", first_of_first),
     (r"vision_model\.embeddings\.position_embedding", "image/patches/position_embedding", first),
     (r"vision_model\.embeddings\.patch_embedding\.weight", "image/patches/embedding/kernel", conv),

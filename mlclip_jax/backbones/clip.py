@@ -2,15 +2,19 @@
 
 Equal to transformers' `CLIPModel`; its files and open_clip's are read.
 
-Shape letters: b batch, t tokens, d width of a tower, p width of the joint space, h and w rows and columns of
-patches.
+In shapes, D is the width of the joint space, `width` that of a tower.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int, Int32
 
+from mlclip_jax.backbones.configs import CLIPConfig, ImageConfig, TextConfig
 from mlclip_jax.backbones.transformer import Layer, Patches, layer_norm, linear, small_normal
 from mlclip_jax.backbones.weights import (
+    KeyTable,
     conv,
     identity,
     linear_rows,
@@ -28,7 +32,7 @@ class CLIP(nnx.Module):
       dtype: of the products and of what they are made with; norms, softmax and sums are in float32 always.
     """
 
-    def __init__(self, config, *, dtype=jnp.float32, rngs):
+    def __init__(self, config: CLIPConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.image = ImageTower(config.vision_config, config.projection_dim, dtype=dtype, rngs=rngs)
         self.text = TextTower(config.text_config, config.projection_dim, dtype=dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.array(config.logit_scale_init_value, jnp.float32))
@@ -37,7 +41,14 @@ class CLIP(nnx.Module):
 class ImageTower(nnx.Module):
     """A pre-norm vision transformer; its class token, normalised and projected, is the embedding."""
 
-    def __init__(self, config, projection_width, *, dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        config: ImageConfig,
+        projection_width: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         width = config.hidden_size
         positions = _sinusoids(config.image_size // config.patch_size, width)
         self.patches = Patches(config, positions, use_bias=False, dtype=dtype, rngs=rngs)
@@ -48,26 +59,28 @@ class ImageTower(nnx.Module):
         self.post_norm = layer_norm(config, rngs)
         self.projection = linear(width, projection_width, dtype, rngs, use_bias=False)
 
-    def __call__(self, pixels):
+    def __call__(
+        self, pixels: Float[Array | np.ndarray, "B H W 3"]
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B T D"]]:
         """Embeddings, and local features: the patches, normalised and projected as the class token is.
 
         Args:
-          pixels: normalised (b, height, width, 3) of any size; the position embeddings are interpolated.
+          pixels: normalised, of any size; the position embeddings are interpolated.
 
         Returns:
-          Un-normalised (b, p) and (b, h w, p), float32.
+          Both un-normalised.
         """
         tokens = self._tokens(pixels)
-        return tuple(
-            self.projection(self.post_norm(part)).astype(jnp.float32)
-            for part in (tokens[:, 0], tokens[:, 1:])
-        )
+        return self._project(tokens[:, 0]), self._project(tokens[:, 1:])
 
-    def pooled(self, pixels):
-        """The normalised class token before the projection: (b, d), float32."""
+    def pooled(self, pixels: Float[Array | np.ndarray, "B H W 3"]) -> Float32[Array, "B width"]:
+        """The normalised class token before the projection."""
         return self.post_norm(self._tokens(pixels)[:, 0])
 
-    def _tokens(self, pixels):
+    def _project(self, tokens: Array) -> Array:
+        return self.projection(self.post_norm(tokens)).astype(jnp.float32)
+
+    def _tokens(self, pixels: Array | np.ndarray) -> Array:
         tokens = self.pre_norm(self.patches(pixels))
         for layer in self.layers:
             tokens = layer(tokens)
@@ -83,7 +96,14 @@ class TextTower(nnx.Module):
     learning differentiates with respect to them.
     """
 
-    def __init__(self, config, projection_width, *, dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        config: TextConfig,
+        projection_width: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         width = config.hidden_size
         self.token_embedding = nnx.Embed(
             config.vocab_size,
@@ -101,46 +121,53 @@ class TextTower(nnx.Module):
         self.projection = linear(width, projection_width, dtype, rngs, use_bias=False)
         self.end_token = config.eos_token_id
 
-    def __call__(self, token_ids):
+    def __call__(
+        self, token_ids: Int[Array | np.ndarray, "B T"]
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B T D"]]:
         """Embeddings, and local features: every token, normalised and projected as the end token is.
 
         Args:
-          token_ids: int32 (b, t), start token first, at most as many as there are position embeddings.
+          token_ids: start token first, at most as many as there are position embeddings.
 
         Returns:
-          Un-normalised (b, p) and (b, t, p), float32; local features behind the end token mean nothing.
+          Both un-normalised; local features behind the end token mean nothing.
         """
         return self.encode(self.embed(token_ids), self.ends(token_ids))
 
-    def embed(self, token_ids):
-        """Token ids (b, t) to their embeddings, without positions: (b, t, d), float32."""
-        return self.token_embedding(token_ids).astype(jnp.float32)
+    def embed(self, token_ids: Int[Array | np.ndarray, "B T"]) -> Float32[Array, "B T width"]:
+        """Token ids to their embeddings, without positions."""
+        return self.token_embedding(jnp.asarray(token_ids)).astype(jnp.float32)
 
-    def ends(self, token_ids):
-        """Where each text ends: int32 (b,), the index of its first end token among its ids (b, t)."""
+    def ends(self, token_ids: Int[Array | np.ndarray, "B T"]) -> Int32[Array, " B"]:
+        """Where each text ends: the index of its first end token."""
         # Early configurations name id 2 where the files mean the largest id of the vocabulary.
         is_end = token_ids if self.end_token == 2 else (token_ids == self.end_token).astype(jnp.int32)
         return jnp.argmax(is_end, axis=1)
 
-    def encode(self, token_embeddings, end):
+    def encode(
+        self, token_embeddings: Float32[Array, "B T width"], end: Int[Array, " B"]
+    ) -> tuple[Float32[Array, "B D"], Float32[Array, "B T D"]]:
         """What `__call__` gives, of token embeddings.
 
         Args:
-          token_embeddings: (b, t, d) without positions, the end token's included.
-          end: int (b,), the index of the end token.
+          token_embeddings: without positions, those of start and end token included.
+          end: the index of the end token.
 
         Returns:
-          Un-normalised (b, p) and (b, t, p), float32; local features behind the end token mean nothing.
+          Both un-normalised; local features behind the end token mean nothing.
         """
         tokens = token_embeddings + self.position_embedding[...][None, : token_embeddings.shape[1]]
         for layer in self.layers:
             tokens = layer(tokens)
         pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
-        return tuple(self.projection(self.final_norm(part)).astype(jnp.float32) for part in (pooled, tokens))
+        return self._project(pooled), self._project(tokens)
+
+    def _project(self, tokens: Array) -> Array:
+        return self.projection(self.final_norm(tokens)).astype(jnp.float32)
 
 
-def _sinusoids(side, width):
-    """Where training starts, `(1 + side², width)`: the class token at 0, patches at waves of their place."""
+def _sinusoids(side: int, width: int) -> Float32[Array, "T width"]:
+    """Where training starts, T being 1 + side²: the class token at 0, patches at waves of their place."""
     frequencies = 100.0 ** -jnp.linspace(0, 1, -(-width // 4), endpoint=False)
     angles = jnp.arange(side, dtype=jnp.float32)[:, None] * frequencies[None]
     waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
@@ -149,10 +176,10 @@ def _sinusoids(side, width):
     return jnp.pad(patches / 2, [(1, 0), (0, 0)])
 
 
-def _tower_rows(file, ours):
+def _tower_rows(file: str, ours: str) -> KeyTable:
     """Rows shared by the towers; `file` is the tower's name in the file, `ours` in our tree."""
     layer, target = rf"{file}\.encoder\.layers\.(\d+)", rf"{ours}/layers/\1"
-    rows = []
+    rows: KeyTable = []
     for theirs, name in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out")):
         rows += linear_rows(rf"{layer}\.self_attn\.{theirs}_proj", f"{target}/attention/{name}")
     for name in ("fc1", "fc2"):
@@ -163,7 +190,7 @@ def _tower_rows(file, ours):
 
 
 # Keys of transformers' model.safetensors, as saved; "pre_layrnorm" is theirs.
-KEY_TABLE = [
+KEY_TABLE: KeyTable = [
     *_tower_rows("vision_model", "image"),
     *_tower_rows("text_model", "text"),
     (r"vision_model\.embeddings\.position_embedding\.weight", "image/patches/position_embedding", identity),
@@ -182,7 +209,7 @@ KEY_TABLE = [
 IGNORED_KEYS = [r"(vision|text)_model\.embeddings\.position_ids"]
 
 
-def _block_rows(file, ours):
+def _block_rows(file: str, ours: str) -> KeyTable:
     """Rows of open_clip's transformer blocks, whose query, key and value are stacked in one array."""
     block, target = rf"{file}\.resblocks\.(\d+)", rf"{ours}/layers/\1"
     attention = rf"{block}\.attn\.in_proj"
@@ -198,7 +225,7 @@ def _block_rows(file, ours):
 
 # Keys of OpenAI's own checkpoints, which open_clip_model.safetensors keeps: the text tower's, then the ViT's.
 # Their projections are applied from the right, as ours are.
-OPEN_CLIP_TEXT_KEYS = [
+OPEN_CLIP_TEXT_KEYS: KeyTable = [
     *_block_rows("transformer", "text"),
     (r"token_embedding\.weight", "text/token_embedding/embedding", identity),
     (r"positional_embedding", "text/position_embedding", identity),
@@ -206,7 +233,7 @@ OPEN_CLIP_TEXT_KEYS = [
     (r"text_projection", "text/projection/kernel", identity),
     (r"logit_scale", "logit_scale", identity),
 ]
-OPEN_CLIP_KEY_TABLE = [
+OPEN_CLIP_KEY_TABLE: KeyTable = [
     *OPEN_CLIP_TEXT_KEYS,
     *_block_rows(r"visual\.transformer", "image"),
     (r"visual\.class_embedding", "image/patches/class_embedding", identity),

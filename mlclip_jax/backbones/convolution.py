@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
-from mlclip_jax.backbones.weights import conv, identity
+from mlclip_jax.backbones.weights import KeyTable, Parameters, conv, identity
 
 EPSILON = 1e-5  # torch's, which all of these towers were trained with
 
@@ -23,7 +25,17 @@ class ConvNorm(nnx.Module):
       dtype: of the products.
     """
 
-    def __init__(self, width_in, width_out, size, *, stride=1, folded=False, dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        size: int,
+        *,
+        stride: int = 1,
+        folded: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.conv = nnx.Conv(
             width_in,
             width_out,
@@ -37,8 +49,8 @@ class ConvNorm(nnx.Module):
         )
         self.norm = None if folded else Norm(width_out)
 
-    def __call__(self, grid):
-        """(b, h, w, width_in) to (b, h', w', width_out); float32 unless folded."""
+    def __call__(self, grid: Float[Array, "B H W channels"]) -> Float[Array, "B rows columns width"]:
+        """A grid to a smaller or equal one, float32 unless folded."""
         grid = self.conv(grid)
         return grid if self.norm is None else self.norm(grid)
 
@@ -46,12 +58,11 @@ class ConvNorm(nnx.Module):
 class Norm(nnx.Module):
     """Batch norm by stored statistics, in float32."""
 
-    def __init__(self, width):
+    def __init__(self, width: int):
         self.scale, self.variance = nnx.Param(jnp.ones(width)), nnx.Param(jnp.ones(width))
         self.bias, self.mean = nnx.Param(jnp.zeros(width)), nnx.Param(jnp.zeros(width))
 
-    def __call__(self, grid):
-        """(b, h, w, width) to the same, float32."""
+    def __call__(self, grid: Float[Array, "B H W width"]) -> Float32[Array, "B H W width"]:
         scale = self.scale[...] * jax.lax.rsqrt(self.variance[...] + EPSILON)
         shift = self.bias[...] - self.mean[...] * scale
         shape = (1, 1, 1, -1)
@@ -60,7 +71,7 @@ class Norm(nnx.Module):
         return grid.astype(jnp.float32) * scale.reshape(shape) + shift.reshape(shape)
 
 
-def fold_norms(parameters):
+def fold_norms(parameters: Parameters) -> Parameters:
     """Puts every `ConvNorm`'s batch norm into its kernel and a bias.
 
     Args:
@@ -69,16 +80,16 @@ def fold_norms(parameters):
     Returns:
       The nested dict of the same tower, folded.
     """
-    if not isinstance(parameters, dict):
-        return parameters
     if parameters.keys() == {"conv", "norm"}:
         kernel, norm = parameters["conv"]["kernel"], parameters["norm"]
         scale = norm["scale"] / np.sqrt(norm["variance"] + np.float32(EPSILON))
         return {"conv": {"kernel": kernel * scale, "bias": norm["bias"] - norm["mean"] * scale}}
-    return {name: fold_norms(value) for name, value in parameters.items()}
+    return {
+        name: fold_norms(value) if isinstance(value, dict) else value for name, value in parameters.items()
+    }
 
 
-def conv_norm_rows(conv_key, norm_key, target):
+def conv_norm_rows(conv_key: str, norm_key: str, target: str) -> KeyTable:
     """Key-table rows of a `ConvNorm` that is not folded; keys are patterns, in torch's names."""
     names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
     return [
@@ -87,7 +98,7 @@ def conv_norm_rows(conv_key, norm_key, target):
     ]
 
 
-def stage_rows(key, target):
+def stage_rows(key: str, target: str) -> KeyTable:
     """Key-table rows of a ResNet's four stages of bottlenecks, by the names torchvision and OpenAI share."""
     parts = [("conv1", "bn1", "conv1"), ("conv2", "bn2", "conv2"), ("conv3", "bn3", "conv3")]
     parts.append((r"downsample\.0", r"downsample\.1", "shortcut"))

@@ -4,17 +4,22 @@ Equal to torchvision's models (He et al. 2015, arXiv 1512.03385, with the stride
 Simonyan and Zisserman 2014, arXiv 1409.1556) without their classifiers. The hub holds their weights in timm's
 layout (timm/resnet101.tv_in1k, timm/vgg16.tv_in1k) and in transformers' (microsoft/resnet-101).
 
-Shape letters: b batch, h and w rows and columns of a grid, d its width.
+In shapes, `width` is that of a grid, H and W are rows and columns of pixels or of a grid.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
 from mlclip_jax.backbones import convolution
 from mlclip_jax.backbones.convolution import ConvNorm, conv_norm_rows, stage_rows
 from mlclip_jax.backbones.transformer import add, linear
-from mlclip_jax.backbones.weights import conv, identity, transposed
+from mlclip_jax.backbones.weights import KeyTable, conv, identity, transposed
 
 STRIDE = 32  # pixels between two neighbours of the last grid
 RESNET_DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
@@ -35,8 +40,16 @@ class ResNet(nnx.Module):
       dtype: of the products.
     """
 
-    def __init__(self, depths, widths, *, folded=False, dtype=jnp.float32, rngs):
-        settings = {"folded": folded, "dtype": dtype, "rngs": rngs}
+    def __init__(
+        self,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        *,
+        folded: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        settings: dict[str, Any] = {"folded": folded, "dtype": dtype, "rngs": rngs}
         self.stem = ConvNorm(3, widths[0], 7, stride=2, **settings)
         width_in, stages = widths[0], []
         for stage, (depth, width) in enumerate(zip(depths, widths[1:])):
@@ -47,16 +60,11 @@ class ResNet(nnx.Module):
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
 
-    def image(self, pixels):
-        """The mean of the last grid, and the grid.
-
-        Args:
-          pixels: normalised (b, height, width, 3) of any size.
-
-        Returns:
-          (b, d) and (b, h w, d), float32.
-        """
-        grid = nnx.relu(self.stem(pixels))
+    def image(
+        self, pixels: Float[Array | np.ndarray, "B H W 3"]
+    ) -> tuple[Float32[Array, "B width"], Float32[Array, "B T width"]]:
+        """The mean of the last grid, and the grid's places in row order, of normalised pixels of any size."""
+        grid = nnx.relu(self.stem(jnp.asarray(pixels)))
         grid = nnx.max_pool(grid, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage in self.stages:
             for block in stage:
@@ -68,16 +76,18 @@ class ResNet(nnx.Module):
 class Block(nnx.Module):
     """A bottleneck a quarter as wide as its result, added to its input."""
 
-    def __init__(self, width_in, width, stride, *, folded, dtype, rngs):
-        settings = {"folded": folded, "dtype": dtype, "rngs": rngs}
+    def __init__(
+        self, width_in: int, width: int, stride: int, *, folded: bool, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        settings: dict[str, Any] = {"folded": folded, "dtype": dtype, "rngs": rngs}
         self.conv1 = ConvNorm(width_in, width // 4, 1, **settings)
         self.conv2 = ConvNorm(width // 4, width // 4, 3, stride=stride, **settings)
         self.conv3 = ConvNorm(width // 4, width, 1, **settings)
         same = stride == 1 and width_in == width
         self.shortcut = None if same else ConvNorm(width_in, width, 1, stride=stride, **settings)
 
-    def __call__(self, grid):
-        """(b, h, w, width_in) to (b, h / stride, w / stride, width), float32."""
+    def __call__(self, grid: Float[Array, "B H W channels"]) -> Float32[Array, "B rows columns width"]:
+        """A grid to one with H / stride rows and W / stride columns."""
         change = nnx.relu(self.conv1(grid))
         change = nnx.relu(self.conv2(change))
         change = self.conv3(change)
@@ -88,7 +98,7 @@ class Block(nnx.Module):
 class VGG16(nnx.Module):
     """VGG-16 without its classifier: thirteen convolutions, then two layers on a grid of 7 x 7."""
 
-    def __init__(self, *, dtype=jnp.float32, rngs):
+    def __init__(self, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         width_in, stages = 3, []
         for width, depth in VGG16_STAGES:
             convolutions = []
@@ -110,17 +120,16 @@ class VGG16(nnx.Module):
         self.fc1 = linear(VGG16_SIDE**2 * width_in, VGG16_WIDTH, dtype, rngs)
         self.fc2 = linear(VGG16_WIDTH, VGG16_WIDTH, dtype, rngs)
 
-    def image(self, pixels):
-        """What the classifier would read, and the last grid.
+    def image(
+        self, pixels: Float[Array | np.ndarray, "B H W 3"]
+    ) -> tuple[Float32[Array, "B 4096"], Float32[Array, "B T 512"]]:
+        """What the classifier would read, and the last grid's places in row order.
 
         Args:
-          pixels: normalised (b, height, width, 3) of any size. The grid is averaged to 7 x 7 before the first
-            layer, as torchvision does it; at 224 pixels that is as it is.
-
-        Returns:
-          (b, 4096) and (b, h w, 512), float32.
+          pixels: normalised, of any size. The grid is averaged to 7 x 7 before the first layer, as
+            torchvision does it; at 224 pixels that is as it is.
         """
-        grid = pixels
+        grid = jnp.asarray(pixels)
         for stage in self.stages:
             for convolve in stage:
                 grid = nnx.relu(convolve(grid))
@@ -132,7 +141,7 @@ class VGG16(nnx.Module):
         return pooled, grid.reshape(len(grid), -1, grid.shape[-1]).astype(jnp.float32)
 
 
-def _adaptive_average(size, new_size):
+def _adaptive_average(size: int, new_size: int) -> Float32[np.ndarray, "new_size size"]:
     """What each of `size` places gives to each of `new_size` averages, as in torch: (new_size, size)."""
     weights = np.zeros((new_size, size), np.float32)
     for i in range(new_size):
@@ -141,18 +150,19 @@ def _adaptive_average(size, new_size):
     return weights
 
 
-def grid_kernel(array):
+def grid_kernel(array: np.ndarray) -> np.ndarray:
     """The first layer behind the grid, on channels, rows and columns, to (rows columns channels, out)."""
     return conv(array.reshape(len(array), -1, VGG16_SIDE, VGG16_SIDE)).reshape(-1, len(array))
 
 
-def single_kernel(array):
+def single_kernel(array: np.ndarray) -> np.ndarray:
     """The second layer, perhaps kept as a convolution of 1 x 1, to (in, out)."""
     return transposed(array.reshape(len(array), -1))
 
 
-def _vgg16_rows():
-    rows, position = [], 0
+def _vgg16_rows() -> KeyTable:
+    rows: KeyTable = []
+    position = 0
     for stage, (_, depth) in enumerate(VGG16_STAGES):
         for i in range(depth):
             target = f"stages/{stage}/{i}"
@@ -166,14 +176,14 @@ def _vgg16_rows():
 
 
 # timm's keys, which for a ResNet are torchvision's.
-RESNET_KEY_TABLE = [
+RESNET_KEY_TABLE: KeyTable = [
     *conv_norm_rows("conv1", "bn1", "stem"),
     *stage_rows("", ""),
 ]
 RESNET_IGNORED_KEYS = [r"fc\.(weight|bias)", *convolution.IGNORED_KEYS]
 
 _STAGE = r"resnet\.encoder\.stages\.(\d+)\.layers\.(\d+)"
-TRANSFORMERS_RESNET_KEY_TABLE = [
+TRANSFORMERS_RESNET_KEY_TABLE: KeyTable = [
     *conv_norm_rows(
         r"resnet\.embedder\.embedder\.convolution", r"resnet\.embedder\.embedder\.normalization", "stem"
     ),
@@ -193,7 +203,7 @@ TRANSFORMERS_RESNET_KEY_TABLE = [
 TRANSFORMERS_RESNET_IGNORED_KEYS = [r"classifier\.1\.(weight|bias)", *convolution.IGNORED_KEYS]
 
 # timm's keys and torchvision's, whose first two layers have other names.
-VGG16_KEY_TABLE = [
+VGG16_KEY_TABLE: KeyTable = [
     *_vgg16_rows(),
     (r"(?:pre_logits\.fc1|classifier\.0)\.weight", "fc1/kernel", grid_kernel),
     (r"(?:pre_logits\.fc1|classifier\.0)\.bias", "fc1/bias", identity),

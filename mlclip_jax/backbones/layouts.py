@@ -1,10 +1,14 @@
 """What a checkpoint's folder holds: one of the layouts in which the hub keeps models, read into one form."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import nnx
 
 from mlclip_jax.backbones import blip, clip, clip_resnet, imagenet, open_clip
+from mlclip_jax.backbones.configs import ImageConfig, TextConfig
 from mlclip_jax.backbones.processing import (
     ImageProcessor,
     Tokenizer,
@@ -13,7 +17,7 @@ from mlclip_jax.backbones.processing import (
     transformers_processor,
 )
 from mlclip_jax.backbones.transformer import ACTIVATIONS
-from mlclip_jax.backbones.weights import PICKLES, find_weights, read_json_object
+from mlclip_jax.backbones.weights import PICKLES, Checkpoint, KeyTable, find_weights, read_json_object
 from mlclip_jax.errors import InputError
 
 # What, beside the weights and the config, decides an embedding.
@@ -41,9 +45,9 @@ class Layout(NamedTuple):
     """
 
     title: str
-    make_module: Callable
-    key_table: list
-    ignored_keys: list
+    make_module: Callable[..., nnx.Module]
+    key_table: KeyTable
+    ignored_keys: list[str]
     image_processor: ImageProcessor
     stride: int
     embedding_width: int
@@ -53,11 +57,11 @@ class Layout(NamedTuple):
     tokenizer: Tokenizer | None = None
     pair_width: int | None = None
     position_embeddings: str | None = None
-    weights: tuple = ()
-    settings: tuple = ()
+    weights: Sequence[Path] = ()
+    settings: Sequence[Path] = ()
 
 
-def read_layout(checkpoint, *, position_embeddings="pooled"):
+def read_layout(checkpoint: Checkpoint, *, position_embeddings: str = "pooled") -> Layout:
     """The `Layout` of a `weights.Checkpoint`, whose weights are downloaded from the hub if need be.
 
     Args:
@@ -70,7 +74,7 @@ def read_layout(checkpoint, *, position_embeddings="pooled"):
     folder = checkpoint.folder
     path, open_clip_path = folder / "config.json", folder / "open_clip_config.json"
     config = read_json_object(path) if path.is_file() or not open_clip_path.is_file() else {}
-    candidates = []
+    candidates: list[tuple[str, Callable[..., Layout], Path, dict[str, Any]]] = []
     model_type = str(config.get("model_type"))
     if model_type in TRANSFORMERS_READERS:
         candidates.append(("model", TRANSFORMERS_READERS[model_type], path, config))
@@ -92,7 +96,7 @@ def read_layout(checkpoint, *, position_embeddings="pooled"):
     raise InputError(_no_weights(checkpoint, " or ".join(f"{stem}.safetensors" for stem, *_ in candidates)))
 
 
-def _clip(path, content):
+def _clip(path: Path, content: dict[str, Any]) -> Layout:
     from transformers import CLIPConfig
 
     config = _transformers_config(CLIPConfig, path, content, "CLIP", ["eos_token_id"])
@@ -110,7 +114,7 @@ def _clip(path, content):
     )
 
 
-def _blip(path, content):
+def _blip(path: Path, content: dict[str, Any]) -> Layout:
     from transformers import BlipConfig
 
     wanted, held = "BlipForImageTextRetrieval", content.get("architectures") or []
@@ -134,7 +138,7 @@ def _blip(path, content):
     )
 
 
-def _resnet(path, content):
+def _resnet(path: Path, content: dict[str, Any]) -> Layout:
     from transformers import ResNetConfig
 
     config = _transformers_config(ResNetConfig, path, content, "ResNet")
@@ -160,7 +164,7 @@ def _resnet(path, content):
     )
 
 
-def _timm(path, content):
+def _timm(path: Path, content: dict[str, Any]) -> Layout:
     architecture, settings = content["architecture"], content.get("pretrained_cfg")
     if architecture not in (*imagenet.RESNET_DEPTHS, "vgg16") or content.get("model_args"):
         raise InputError(
@@ -189,13 +193,13 @@ def _timm(path, content):
     )
 
 
-def _open_clip(path, content, *, name, position_embeddings):
+def _open_clip(path: Path, content: dict[str, Any], *, name: str, position_embeddings: str) -> Layout:
     from transformers import CLIPConfig
 
     described = open_clip.read_config(path, content, name)
     config = _transformers_config(CLIPConfig, path, described.config, "CLIP")
     side, text = described.image["image_size"], config.text_config
-    shared = {
+    shared: dict[str, Any] = {
         "image_processor": open_clip_processor(path, content.get("preprocess_cfg") or {}, side),
         "image_size": side,
         "embedding_width": config.projection_dim,
@@ -248,7 +252,7 @@ POSITIVE = (
 TRANSFORMERS_READERS = {"clip": _clip, "blip": _blip, "resnet": _resnet}
 
 
-def _imagenet_resnet(path, depths, widths, **fields):
+def _imagenet_resnet(path: Path, depths: Sequence[int], widths: Sequence[int], **fields: Any) -> Layout:
     _check_strides(path, fields["image_processor"].output_size)
     return Layout(
         title=f"ResNet-{3 * sum(depths) + 2}",
@@ -260,21 +264,23 @@ def _imagenet_resnet(path, depths, widths, **fields):
     )
 
 
-def _check_strides(path, sides):
+def _check_strides(path: Path, sides: Sequence[int]) -> None:
     """A ResNet halves an image five times."""
     if any(side % imagenet.STRIDE for side in sides):
         raise InputError(f"{path}: images of {sides} pixels are no multiple of {imagenet.STRIDE}")
 
 
-def _vit_title(config):
+def _vit_title(config: ImageConfig) -> str:
     return f"ViT {config.num_hidden_layers} x {config.hidden_size}, patches of {config.patch_size}"
 
 
-def _clip_title(image, text):
+def _clip_title(image: str, text: TextConfig) -> str:
     return f"CLIP ({image}; text {text.num_hidden_layers} x {text.hidden_size}; {text.hidden_act})"
 
 
-def _transformers_config(config_class, path, content, what, token_ids=()):
+def _transformers_config(
+    config_class: Any, path: Path, content: dict[str, Any], what: str, token_ids: Iterable[str] = ()
+) -> Any:
     try:
         config = config_class.from_dict(content)
         for key in token_ids:
@@ -301,7 +307,7 @@ def _transformers_config(config_class, path, content, what, token_ids=()):
     return config
 
 
-def _no_weights(checkpoint, wanted):
+def _no_weights(checkpoint: Checkpoint, wanted: str) -> str:
     folder = checkpoint.folder
     if checkpoint.revision:  # of which only JSON files were downloaded
         return (

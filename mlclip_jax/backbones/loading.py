@@ -1,15 +1,20 @@
 """A backbone by its name or folder: read, checked, and put on the devices."""
 
 import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.backbones.clip_resnet import POSITIONS
 from mlclip_jax.backbones.convolution import fold_norms
-from mlclip_jax.backbones.layouts import read_layout
-from mlclip_jax.backbones.processing import DECODES, RESIZES
+from mlclip_jax.backbones.layouts import Layout, read_layout
+from mlclip_jax.backbones.processing import DECODES, RESIZES, ImageProcessor, Size
 from mlclip_jax.backbones.weights import find_checkpoint, load_parameters
 from mlclip_jax.errors import InputError
 from mlclip_jax.nnx_boundary import abstract_module
@@ -22,16 +27,16 @@ ENCODING = ("dtype", "image_size", "resize", "decode", "position_embeddings", "s
 
 
 def load_backbone(
-    name_or_folder,
+    name_or_folder: str | os.PathLike,
     *,
-    revision=None,
-    dtype=None,
-    image_size=None,
-    resize=None,
-    decode="full",
-    shard_parameters=False,
-    position_embeddings="pooled",
-):
+    revision: str | None = None,
+    dtype: str | None = None,
+    image_size: int | Size | None = None,
+    resize: str | None = None,
+    decode: str = "full",
+    shard_parameters: bool = False,
+    position_embeddings: str = "pooled",
+) -> Backbone:
     """Loads a frozen encoder, and prints what it is.
 
     What can be loaded: CLIP with ViT towers (transformers' or open_clip's layout), CLIP with ResNet towers
@@ -103,12 +108,12 @@ def load_backbone(
     return backbone
 
 
-def default_dtype():
+def default_dtype() -> str:
     """The dtype of products that suits the devices: CPUs have no units for bfloat16, accelerators do."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def read_encoding(settings):
+def read_encoding(settings: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """The arguments of `load_backbone` that a recipe's section `encoding` sets, or the flags of a command.
 
     Args:
@@ -130,7 +135,9 @@ def read_encoding(settings):
     return chosen
 
 
-def _image_processor(folder, layout, image_size, resize):
+def _image_processor(
+    folder: Path, layout: Layout, image_size: int | Size | None, resize: str | None
+) -> ImageProcessor:
     """The checkpoint's own processor, or one for another size."""
     processor = layout.image_processor
     own = processor.output_size

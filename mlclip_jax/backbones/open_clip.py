@@ -1,7 +1,8 @@
 """open_clip's description of a CLIP, checked, and in the words of transformers."""
 
 import re
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from mlclip_jax.errors import InputError
 
@@ -53,12 +54,12 @@ class Description(NamedTuple):
       is_vit: whether the image tower is one.
     """
 
-    config: dict
-    image: dict
+    config: dict[str, Any]
+    image: dict[str, Any]
     is_vit: bool
 
 
-def read_config(path, content, name):
+def read_config(path: Path, content: dict[str, Any], name: str) -> Description:
     """The `Description` in an open_clip config.
 
     Args:
@@ -103,14 +104,16 @@ def read_config(path, content, name):
     return Description(config, image, is_vit)
 
 
-def _section(path, content, name, defaults=None):
+def _section(
+    path: Path, content: dict[str, Any], name: str, defaults: dict[str, Any] | None = None
+) -> dict[str, Any]:
     section = content.get(name)
     if not isinstance(section, dict):
         raise InputError(f"{path} has no {name}, which should describe the model")
     return (defaults or {}) | section
 
 
-def _check_section(path, section):
+def _check_section(path: Path, section: dict[str, Any]) -> None:
     """Refuses a section that describes another model: numbers that are none, keys that are not read."""
     for key, value in section.items():
         if key in NUMBERS:
@@ -123,7 +126,7 @@ def _check_section(path, section):
             raise InputError(f"{path} asks for {key} {value!r}, which is not supported")
 
 
-def _wants_quick_gelu(path, name):
+def _wants_quick_gelu(path: Path, name: str) -> bool:
     """Whether a repository's weights, by its name, are for QuickGELU, where a config leaves that out.
 
     Early configs on the hub do. By the folder's own name, or that of the repository in the hub's cache.
@@ -134,7 +137,7 @@ def _wants_quick_gelu(path, name):
     return any(re.search(QUICK_GELU, repository) for repository in names)
 
 
-def count_heads(path, width, head_width):
+def count_heads(path: Path, width: int, head_width: int) -> int:
     """The number of attention heads of a width.
 
     Raises:

@@ -2,17 +2,23 @@
 
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
+from jaxtyping import Array, Float32, Int32, UInt8
 from PIL import Image
 
 from mlclip_jax.backbones.weights import read_json_object
 from mlclip_jax.data.images import UnreadableImage, decode_image, read_image, upright_rgb
 from mlclip_jax.errors import InputError
 
+ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray  # a path, a file's bytes, pixels
+Size = tuple[int, int]  # height and width
+# `cover`, `size`, `crop` and `crop_pct` of an `ImageProcessor`.
+Resizes = tuple[Size | None, Size | None, Size | None, float]
 RESIZES = ("crop", "squash")
 DECODES = ("full", "reduced")
 MOST_RESIZED = 16  # times the pixels of a crop: beyond, only what the crop keeps is resized
@@ -37,23 +43,25 @@ class ImageProcessor(NamedTuple):
         smaller than what they are resized to, which is faster and changes pixels a little.
     """
 
-    cover: tuple | None
-    size: tuple | None
-    crop: tuple | None
+    cover: Size | None
+    size: Size | None
+    crop: Size | None
     resample: int
     scale: float
-    mean: tuple
-    std: tuple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     crop_pct: float = 1.0
     round_offset: bool = False
     decode: str = "full"
 
     @property
-    def output_size(self):
+    def output_size(self) -> Size:
         """(height, width) of what comes out."""
-        return self.crop or self.size
+        size = self.crop or self.size
+        assert size is not None  # `_checked` lets no other pass
+        return size
 
-    def at_size(self, size, resize=None):
+    def at_size(self, size: Size, resize: str | None = None) -> "ImageProcessor":
         """The same for another output size.
 
         Args:
@@ -63,17 +71,16 @@ class ImageProcessor(NamedTuple):
         """
         if resize == "squash" or (resize is None and self.crop is None):
             return self._replace(cover=None, size=size, crop=None)
-        cover = tuple(math.floor(side / self.crop_pct) for side in size)
-        return self._replace(cover=cover, size=None, crop=size)
+        return self._replace(cover=_cover(size, self.crop_pct), size=None, crop=size)
 
-    def pixels(self, image):
-        """Resizes and crops an image to uint8 (h, w, 3).
+    def pixels(self, image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
+        """Resizes and crops an image.
 
         Where one side of an image is very much longer than the other, only the part that the crop keeps is
         resized, whose pixels may then differ by 1.
 
         Args:
-          image: a path, the bytes of a file, a `PIL.Image`, or uint8 array (h, w, 3).
+          image: a path, the bytes of a file, a `PIL.Image`, or uint8 array (H, W, 3).
 
         Raises:
           InputError: it cannot be used; a path is named. Of bytes, an `UnreadableImage`.
@@ -87,35 +94,37 @@ class ImageProcessor(NamedTuple):
             else:
                 height = int(width * image.height / image.width)
             if self.crop is not None and height * width > MOST_RESIZED * math.prod(self.crop):
-                return np.asarray(self._resized_crop(image, height, width), np.uint8)
+                return np.asarray(self._resized_crop(image, self.crop, height, width), np.uint8)
             image = image.resize((width, height), self.resample)
         elif self.size is not None:
             image = image.resize(self.size[::-1], self.resample)
         if self.crop is not None:
-            left, top = self._offset(image.width, image.height)
+            left, top = self._offset(self.crop, image.width, image.height)
             # PIL fills what lies outside with zeros.
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         return np.asarray(image, np.uint8)
 
-    def _offset(self, width, height):
-        margins = width - self.crop[1], height - self.crop[0]
-        return (round(m / 2) if self.round_offset else m // 2 for m in margins)
+    def _offset(self, crop: Size, width: int, height: int) -> Size:
+        left, top = width - crop[1], height - crop[0]
+        return (round(left / 2), round(top / 2)) if self.round_offset else (left // 2, top // 2)
 
-    def _resized_crop(self, image, height, width):
-        left, top = self._offset(width, height)
+    def _resized_crop(self, image: Image.Image, crop: Size, height: int, width: int) -> Image.Image:
+        left, top = self._offset(crop, width, height)
         across, down = image.width / width, image.height / height
-        box = left * across, top * down, (left + self.crop[1]) * across, (top + self.crop[0]) * down
-        return image.resize(self.crop[::-1], self.resample, box=box)
+        box = left * across, top * down, (left + crop[1]) * across, (top + crop[0]) * down
+        return image.resize(crop[::-1], self.resample, box=box)
 
-    def normalise(self, pixels):
-        """uint8 (..., 3) to float32; runs on the device, so that only bytes cross to it."""
-        pixels = pixels.astype(np.float32) * np.float32(self.scale)
-        shape = (1,) * (pixels.ndim - 1) + (3,)
+    def normalise(
+        self, pixels: UInt8[Array | np.ndarray, "*batch H W 3"]
+    ) -> Float32[Array | np.ndarray, "*batch H W 3"]:
+        """Pixels as towers take them; runs on the device, so that only bytes cross to it."""
+        scaled = pixels.astype(np.float32) * np.float32(self.scale)
+        shape = (1,) * (scaled.ndim - 1) + (3,)
         mean, std = (np.asarray(values, np.float32).reshape(shape) for values in (self.mean, self.std))
-        return (pixels - mean) / std
+        return (scaled - mean) / std
 
 
-def transformers_processor(folder, default_type):
+def transformers_processor(folder: str | os.PathLike, default_type: str) -> ImageProcessor:
     """What `preprocessor_config.json`, or `processor_config.json` with it inside, asks for.
 
     Args:
@@ -127,10 +136,10 @@ def transformers_processor(folder, default_type):
     """
     path = Path(folder) / "preprocessor_config.json"
     whole = Path(folder) / "processor_config.json"
-    if not path.is_file() and whole.is_file():
-        path, config = whole, read_json_object(whole).get("image_processor")
-    else:
-        config = read_json_object(path)
+    is_inside = not path.is_file() and whole.is_file()
+    path = whole if is_inside else path
+    content = read_json_object(path)
+    config: Any = content.get("image_processor") if is_inside else content
 
     def make():
         kind = config.get("image_processor_type") or config.get("feature_extractor_type") or default_type
@@ -153,7 +162,9 @@ def transformers_processor(folder, default_type):
     return _checked(path, make)
 
 
-def open_clip_processor(path, preprocess_config, image_size):
+def open_clip_processor(
+    path: str | os.PathLike, preprocess_config: dict[str, Any], image_size: int
+) -> ImageProcessor:
     """What `preprocess_cfg` of the open_clip config at `path` asks for; see `open_clip.image_transform`."""
 
     def make():
@@ -175,18 +186,18 @@ def open_clip_processor(path, preprocess_config, image_size):
     return _checked(path, make)
 
 
-def timm_processor(path, pretrained_config):
+def timm_processor(path: str | os.PathLike, pretrained_config: dict[str, Any]) -> ImageProcessor:
     """What `pretrained_cfg` of the timm config at `path` asks for; see `timm.data.transforms_factory`."""
 
     def make():
-        size = tuple(pretrained_config["input_size"][1:])
+        height, width = pretrained_config["input_size"][1:]
         mode = pretrained_config.get("crop_mode", "center")
         if mode != "center":
             raise ValueError(f"crop_mode {mode!r} is not center")
         return ImageProcessor(
-            cover=tuple(math.floor(side / pretrained_config["crop_pct"]) for side in size),
+            cover=_cover((height, width), pretrained_config["crop_pct"]),
             size=None,
-            crop=size,
+            crop=(height, width),
             resample=_filter(pretrained_config["interpolation"]),
             scale=1 / 255,
             mean=tuple(pretrained_config["mean"]),
@@ -211,7 +222,13 @@ class Tokenizer:
       InputError: the file is missing, damaged, or has more tokens than the text tower.
     """
 
-    def __init__(self, folder, context_length, vocabulary_size, padding=None):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        context_length: int,
+        vocabulary_size: int,
+        padding: int | None = None,
+    ):
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise InputError(f"{path} is missing: a backbone's folder must hold it to encode texts")
@@ -227,15 +244,8 @@ class Tokenizer:
         self.padding = self._padding_of(folder) if padding is None else padding
         self.context_length = context_length
 
-    def __call__(self, texts):
-        """Tokenises texts.
-
-        Args:
-          texts: list of strings.
-
-        Returns:
-          Token ids int32 `(N, T)`, padded; how many each text has, (N,); and how many texts were cut to fit.
-        """
+    def __call__(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "N T"], Int32[np.ndarray, " N"], int]:
+        """Token ids, padded; how many each text has; and how many texts were cut to fit."""
         encodings = self._tokenizer.encode_batch(texts)
         ids = np.full((len(texts), self.context_length), self.padding, np.int32)
         for row, encoding in zip(ids, encodings):
@@ -243,7 +253,7 @@ class Tokenizer:
         lengths = np.array([len(encoding.ids) for encoding in encodings], np.int32)
         return ids, lengths, sum(bool(encoding.overflowing) for encoding in encodings)
 
-    def _padding_of(self, folder):
+    def _padding_of(self, folder: str | os.PathLike) -> int:
         config_file = Path(folder) / "tokenizer_config.json"
         config = read_json_object(config_file) if config_file.is_file() else {}
         token = config.get("pad_token") or config.get("eos_token") or "<|endoftext|>"
@@ -254,7 +264,12 @@ class Tokenizer:
         return padding
 
 
-def _clip_resizes(config):
+def _cover(size: Size, crop_pct: float | int) -> Size:
+    """What an image is to cover so that this size is the part `crop_pct` of its sides."""
+    return math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
+
+
+def _clip_resizes(config: dict[str, Any]) -> Resizes:
     size = config.get("size", 224)
     edge = size if isinstance(size, int) else (size or {}).get("shortest_edge")
     crop = config.get("crop_size", size) if config.get("do_center_crop", True) else None
@@ -267,11 +282,11 @@ def _clip_resizes(config):
     )
 
 
-def _blip_resizes(config):
+def _blip_resizes(config: dict[str, Any]) -> Resizes:
     return None, _height_and_width(config.get("size", 384)), None, 1.0
 
 
-def _convnext_resizes(config):
+def _convnext_resizes(config: dict[str, Any]) -> Resizes:
     height, width = _height_and_width(config.get("size", 384))
     crop_pct = config.get("crop_pct")
     crop_pct = 224 / 256 if crop_pct is None else crop_pct
@@ -285,7 +300,7 @@ def _convnext_resizes(config):
 TRANSFORMERS_RESIZES = {"CLIP": _clip_resizes, "Blip": _blip_resizes, "ConvNext": _convnext_resizes}
 
 
-def _checked(path, make):
+def _checked(path: str | os.PathLike, make: Callable[[], ImageProcessor]) -> ImageProcessor:
     try:
         processor = make()
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -300,14 +315,14 @@ def _checked(path, make):
         raise InputError(
             f"{path} cannot be followed: sizes must be positive, means and deviations 3 numbers each"
         )
-    if processor.output_size is None:
+    if processor.crop is None and processor.size is None:
         raise InputError(
             f"{path} leaves images of different sizes; it needs a crop_size, or a height and width"
         )
     return processor
 
 
-def _to_rgb(image, at_least=None):
+def _to_rgb(image: ImageLike, at_least: int | None = None) -> Image.Image:
     if isinstance(image, bytes):
         return decode_image(image, at_least)
     if isinstance(image, str | os.PathLike):
@@ -327,14 +342,14 @@ def _to_rgb(image, at_least=None):
     )
 
 
-def _filter(name):
+def _filter(name: str) -> int:
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     if name not in filters:
         raise ValueError(f"interpolation {name!r} is not one of {', '.join(filters)}")
     return filters[name]
 
 
-def _height_and_width(size):
+def _height_and_width(size: Any) -> Size:
     if isinstance(size, int):
         return size, size
     if isinstance(size, list | tuple):

@@ -1,19 +1,23 @@
 """Writes a CLIP in Hugging Face's format, with a tokenizer of its own."""
 
 import json
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mlclip_jax.backbones.clip import KEY_TABLE
-from mlclip_jax.backbones.weights import save_parameters
+from mlclip_jax.backbones.processing import ImageProcessor
+from mlclip_jax.backbones.weights import Parameters, save_parameters
 from mlclip_jax.files import make_folder, replacing
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def clip_tokenizer(merges):
+def clip_tokenizer(merges: Sequence[tuple[str, str]]) -> Tokenizer:
     """CLIP's tokenizer over these byte-pair merges, as the hub's `tokenizer.json` files describe it.
 
     The vocabulary is in CLIP's order: the 256 bytes, the same at the end of a word, one entry for each merge,
@@ -34,7 +38,7 @@ def clip_tokenizer(merges):
     return tokenizer
 
 
-def learn_merges(texts, number):
+def learn_merges(texts: Iterable[str], number: int) -> list[tuple[str, str]]:
     """The byte-pair merges that shorten these texts most, at most `number` of them: a list of pairs."""
     alphabet = byte_alphabet()
     tokenizer = _word_splitter(models.BPE(end_of_word_suffix="</w>"))
@@ -46,17 +50,23 @@ def learn_merges(texts, number):
     )
     tokenizer.train_from_iterator(texts, trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [tuple(pair) for pair in merges[:number]]
+    return [(first, second) for first, second in merges[:number]]
 
 
-def byte_alphabet():
+def byte_alphabet() -> list[str]:
     """The 256 printable stand-ins for bytes, in CLIP's order: printable bytes first, then the others."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
-def save_clip(folder, config, parameters, tokenizer, image_processor):
+def save_clip(
+    folder: str | os.PathLike,
+    config: Any,
+    parameters: Parameters,
+    tokenizer: Tokenizer,
+    image_processor: ImageProcessor,
+) -> None:
     """Writes a checkpoint that `load_backbone` reads, and transformers' `CLIPModel.from_pretrained` too.
 
     Args:
@@ -66,6 +76,8 @@ def save_clip(folder, config, parameters, tokenizer, image_processor):
       tokenizer: from `clip_tokenizer`.
       image_processor: a `processing.ImageProcessor` that resizes the shorter side, and crops.
     """
+    if image_processor.cover is None or image_processor.crop is None:
+        raise ValueError("an image processor of CLIP's resizes the shorter side, and crops")
     folder = Path(folder)
     make_folder(folder)
     height, width = image_processor.crop
@@ -104,7 +116,7 @@ def save_clip(folder, config, parameters, tokenizer, image_processor):
         save_parameters(temporary, KEY_TABLE, parameters)
 
 
-def _word_splitter(model):
+def _word_splitter(model: models.BPE) -> Tokenizer:
     """A tokenizer of this model for lower-cased words, each as bytes."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(

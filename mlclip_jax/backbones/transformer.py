@@ -1,14 +1,19 @@
 """What the transformers of CLIP and BLIP share: attention, a pre-norm layer, position embeddings of any grid.
 
-Shape letters: b batch, t tokens, d width of a tower, h and w rows and columns of a grid.
+In shapes, `width` is that of a tower, H and W are rows and columns of pixels or of patches.
 """
 
 import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32
+
+from mlclip_jax.backbones.configs import ImageConfig, TowerConfig
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's checkpoints
@@ -19,7 +24,15 @@ ACTIVATIONS = {
 class Patches(nnx.Module):
     """Pixels to tokens: a class token, and patches in row order, all with their position embeddings."""
 
-    def __init__(self, config, positions, *, use_bias, dtype, rngs):
+    def __init__(
+        self,
+        config: ImageConfig,
+        positions: Float32[Array, "T width"],
+        *,
+        use_bias: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         width, patch = config.hidden_size, config.patch_size
         self.embedding = nnx.Conv(
             3,
@@ -35,10 +48,11 @@ class Patches(nnx.Module):
         self.class_embedding = nnx.Param(small_normal(rngs, width))
         self.position_embedding = nnx.Param(positions)
 
-    def __call__(self, pixels):
-        """Normalised (b, height, width, 3) of any size to (b, 1 + h w, d), float32."""
-        patches = self.embedding(pixels).astype(jnp.float32)
-        positions = resize_positions(self.position_embedding[...], patches.shape[1:3])
+    def __call__(self, pixels: Float[Array | np.ndarray, "B H W 3"]) -> Float32[Array, "B T width"]:
+        """Normalised pixels of any size to tokens, T being 1 more than there are patches."""
+        patches = self.embedding(jnp.asarray(pixels)).astype(jnp.float32)
+        _, rows, columns, _ = patches.shape
+        positions = resize_positions(self.position_embedding[...], (rows, columns))
         patches = patches.reshape(len(pixels), -1, patches.shape[-1])
         class_token = jnp.broadcast_to(self.class_embedding[...], (len(pixels), 1, patches.shape[-1]))
         return jnp.concatenate([class_token, patches], axis=1) + positions[None]
@@ -47,7 +61,14 @@ class Patches(nnx.Module):
 class Layer(nnx.Module):
     """Attention, then a two-layer perceptron, each behind a layer norm and added to its input."""
 
-    def __init__(self, config, *, causal=False, dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        config: TowerConfig,
+        *,
+        causal: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         width, inner = config.hidden_size, config.intermediate_size
         self.norm1 = layer_norm(config, rngs)
         self.attention = Attention(width, config.num_attention_heads, causal=causal, dtype=dtype, rngs=rngs)
@@ -56,8 +77,7 @@ class Layer(nnx.Module):
         self.fc2 = linear(inner, width, dtype, rngs)
         self.activation = config.hidden_act
 
-    def __call__(self, tokens):
-        """(b, t, d), float32, to the same."""
+    def __call__(self, tokens: Float32[Array, "B T width"]) -> Float32[Array, "B T width"]:
         # As rows: on CPUs, XLA takes twice as long for the gradient of a product with three dimensions.
         rows = tokens.reshape(-1, tokens.shape[-1])
         rows = add(rows, self.attention(self.norm1(rows), tokens.shape[1]))
@@ -69,8 +89,8 @@ class Attention(nnx.Module):
     """Multi-head attention, of the tokens to one another or to those of a context; its softmax is in float32.
 
     Args:
-      width: d, of the tokens that ask.
-      num_heads: divides d.
+      width: of the tokens that ask.
+      num_heads: divides `width`.
       context_width: of the tokens that answer, where it is another.
       out_width: of the result, where it is another.
       causal: no token sees those behind it.
@@ -80,15 +100,15 @@ class Attention(nnx.Module):
 
     def __init__(
         self,
-        width,
-        num_heads,
+        width: int,
+        num_heads: int,
         *,
-        context_width=None,
-        out_width=None,
-        causal=False,
-        dtype=jnp.float32,
-        param_dtype=None,
-        rngs,
+        context_width: int | None = None,
+        out_width: int | None = None,
+        causal: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
     ):
         context_width = context_width or width
         self.query = linear(width, width, dtype, rngs, param_dtype=param_dtype)
@@ -99,20 +119,26 @@ class Attention(nnx.Module):
         self.causal = causal
         self.implementation = attention_implementation(dtype, width // num_heads)
 
-    def __call__(self, rows, num_tokens, context=None, mask=None):
+    def __call__(
+        self,
+        rows: Float[Array, "rows width"],
+        num_tokens: int,
+        context: Float[Array | np.ndarray, "B M context"] | None = None,
+        mask: Bool[Array | np.ndarray, "B M"] | None = None,
+    ) -> Float[Array, "rows out"]:
         """The tokens of all examples to what they attend to.
 
         Args:
-          rows: (b t, d).
-          num_tokens: t.
-          context: (b, s, d of the context); by default the rows themselves.
-          mask: bool (b, s), which tokens may be attended to; by default all.
+          rows: the T tokens of the first example, those of the second, and so on.
+          num_tokens: T.
+          context: M tokens that answer, for each example; by default the rows themselves.
+          mask: which of them may be attended to; by default all.
 
         Returns:
-          (b t, d of the result), in the dtype of the products.
+          As many rows, in the dtype of the products.
         """
         num_answers = num_tokens if context is None else context.shape[1]
-        answers = rows if context is None else context.reshape(-1, context.shape[-1])
+        answers = rows if context is None else jnp.reshape(context, (-1, context.shape[-1]))
         if mask is not None:  # cuDNN takes no shorter form
             mask = jnp.broadcast_to(mask[:, None, None, :], (len(mask), 1, num_tokens, num_answers))
         with jax.numpy_dtype_promotion("standard"):  # it asks what bfloat16 and float32 promote to
@@ -126,11 +152,13 @@ class Attention(nnx.Module):
             )
         return self.out(attended.reshape(len(rows), -1))
 
-    def _heads(self, rows, num_tokens):
+    def _heads(self, rows: Array, num_tokens: int) -> Array:
         return rows.reshape(-1, num_tokens, self.num_heads, rows.shape[-1] // self.num_heads)
 
 
-def attention_implementation(dtype, head_width, device=None):
+def attention_implementation(
+    dtype: DTypeLike, head_width: int, device: Any = None
+) -> Literal["cudnn"] | None:
     """What computes attention on a device, by default the first: "cudnn", or None, which is plain XLA.
 
     cuDNN's flash attention takes 16 bits, a head width that is a multiple of 8 and at most 128 (those of CLIP
@@ -146,14 +174,21 @@ def attention_implementation(dtype, head_width, device=None):
     return "cudnn" if recent and sixteen_bits and fits else None
 
 
-def linear(width_in, width_out, dtype, rngs, use_bias=True, param_dtype=None):
+def linear(
+    width_in: int,
+    width_out: int,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    use_bias: bool = True,
+    param_dtype: DTypeLike | None = None,
+) -> nnx.Linear:
     """A linear layer that multiplies and answers in `dtype`, and keeps its parameters so or in another."""
     return nnx.Linear(
         width_in, width_out, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype or dtype, rngs=rngs
     )
 
 
-def layer_norm(config, rngs):
+def layer_norm(config: TowerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """A layer norm in float32, whatever it is given."""
     return nnx.LayerNorm(
         config.hidden_size,
@@ -164,17 +199,19 @@ def layer_norm(config, rngs):
     )
 
 
-def add(rows, change):
+def add(rows: Float[Array, "*shape"], change: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """A residual sum, in the dtype of `rows`."""
     return rows + change.astype(rows.dtype)
 
 
-def small_normal(rngs, *shape):
+def small_normal(rngs: nnx.Rngs, *shape: int) -> Float32[Array, "..."]:
     """Where embeddings begin: N(0, 0.02²)."""
     return 0.02 * jax.random.normal(rngs.params(), shape)
 
 
-def resize_positions(positions, grid):
+def resize_positions(
+    positions: Float32[Array, "T width"], grid: tuple[int, int]
+) -> Float32[Array, "tokens width"]:
     """Position embeddings for another grid of patches than they were learnt on, by bicubic interpolation.
 
     As `interpolate_pos_encoding` of transformers' CLIP and BLIP, that is torch's `interpolate(size=grid,
@@ -182,11 +219,11 @@ def resize_positions(positions, grid):
     ask for a grid larger by 0.1 and cut it; open_clip smooths, which is another cubic when it enlarges.
 
     Args:
-      positions: (1 + side², d), the class token's before those of a square grid in row order.
-      grid: (h, w).
+      positions: the class token's before those of a square grid in row order; T is 1 + side².
+      grid: (H, W), its rows and columns.
 
     Returns:
-      (1 + h w, d).
+      The same for 1 + H W tokens.
     """
     side = math.isqrt(len(positions) - 1)
     if grid == (side, side):
@@ -197,7 +234,7 @@ def resize_positions(positions, grid):
     return jnp.concatenate([positions[:1], patches.reshape(-1, positions.shape[-1])])
 
 
-def _bicubic(size, new_size):
+def _bicubic(size: int, new_size: int) -> Float32[np.ndarray, "new_size size"]:
     """What each of `size` samples contributes to each of `new_size`: float32 (new_size, size)."""
     places = (np.arange(new_size) + 0.5) * size / new_size - 0.5
     nearest = np.floor(places).astype(int)

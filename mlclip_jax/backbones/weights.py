@@ -1,8 +1,10 @@
 """Weights as safetensors, from a folder or the hub, every one of them accounted for."""
 
+import os
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -15,37 +17,45 @@ from mlclip_jax.files import read_json
 # Backbones that come with the package, by name.
 BUILT_IN = {"scenes-clip": Path(__file__).parent / "scenes_clip"}
 
+# A nested dict of arrays by name.
+Parameters = dict[str, Any]
+# Rows: a pattern of keys in a file, where in our tree that goes ("/" between names; several paths where one
+# array becomes several of ours), and how it becomes what it is there.
+Transform = Callable[[np.ndarray], Any]
+KeyTable = list[tuple[str, str | list[str], Transform]]
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-# How an array of the file becomes one of ours, or several.
+# How an array of the file becomes one of ours, or several. A file may hold any shape under a key: what does
+# not fit is a ValueError.
 identity = np.asarray
 transposed = np.transpose  # torch keeps (out, in), flax (in, out)
 
 
-def conv(array):
+def conv(array: np.ndarray) -> np.ndarray:
     """(out, in, height, width) to (height, width, in, out)."""
     return np.transpose(array, (2, 3, 1, 0))
 
 
-def split_three(array):
+def split_three(array: np.ndarray) -> list[np.ndarray]:
     """What is stacked along the first dimension: query, key and value."""
     if len(array) % 3:
         raise ValueError("its first dimension is no multiple of 3")
     return np.split(array, 3)
 
 
-def split_three_transposed(array):
+def split_three_transposed(array: np.ndarray) -> list[np.ndarray]:
     """Stacked (3 out, in) to three of (in, out)."""
     return [transposed(part) for part in split_three(array)]
 
 
-def norm_rows(key, target):
+def norm_rows(key: str, target: str) -> KeyTable:
     """Key-table rows of a layer norm; keys are patterns."""
     return [(rf"{key}\.weight", f"{target}/scale", identity), (rf"{key}\.bias", f"{target}/bias", identity)]
 
 
-def linear_rows(key, target):
+def linear_rows(key: str, target: str) -> KeyTable:
     """Key-table rows of a linear layer with a bias."""
     return [
         (rf"{key}\.weight", f"{target}/kernel", transposed),
@@ -53,7 +63,7 @@ def linear_rows(key, target):
     ]
 
 
-def stacked_attention_rows(weight_key, bias_key, target):
+def stacked_attention_rows(weight_key: str, bias_key: str, target: str) -> KeyTable:
     """Key-table rows of an attention's query, key and value where a file stacks them in one array."""
     paths = [f"{target}/{name}" for name in ("query", "key", "value")]
     return [
@@ -63,7 +73,7 @@ def stacked_attention_rows(weight_key, bias_key, target):
 
 
 # And back, for what is written.
-INVERSE = {
+INVERSE: dict[Transform, Transform] = {
     identity: identity,
     transposed: transposed,
     conv: lambda array: np.transpose(array, (3, 2, 0, 1)),
@@ -84,7 +94,7 @@ class Checkpoint(NamedTuple):
     revision: str
 
 
-def find_checkpoint(name_or_folder, revision=None):
+def find_checkpoint(name_or_folder: str | os.PathLike, revision: str | None = None) -> Checkpoint:
     """The `Checkpoint` of this name. Of a repository on the hub, the JSON files are downloaded.
 
     Raises:
@@ -105,7 +115,7 @@ def find_checkpoint(name_or_folder, revision=None):
     return Checkpoint(name, snapshot, snapshot.name)
 
 
-def find_weights(checkpoint, stem):
+def find_weights(checkpoint: Checkpoint, stem: str) -> list[Path]:
     """The safetensors files of a model, downloaded from the hub if need be.
 
     Args:
@@ -143,7 +153,7 @@ def find_weights(checkpoint, stem):
     return shards
 
 
-def read_json_object(path):
+def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     """A JSON object from a checkpoint's file.
 
     Raises:
@@ -157,7 +167,12 @@ def read_json_object(path):
     return content
 
 
-def load_parameters(paths, table, abstract, ignored=()):
+def load_parameters(
+    paths: Sequence[str | os.PathLike],
+    table: KeyTable,
+    abstract: Parameters,
+    ignored: Iterable[str] = (),
+) -> Parameters:
     """Reads safetensors files into a tree of parameters.
 
     Args:
@@ -205,7 +220,7 @@ def load_parameters(paths, table, abstract, ignored=()):
     return unflatten_dict(filled, sep="/")
 
 
-def save_parameters(path, table, parameters):
+def save_parameters(path: str | os.PathLike, table: KeyTable, parameters: Parameters) -> None:
     """Writes a tree of parameters as the safetensors file from which `load_parameters` reads it.
 
     Args:
@@ -214,10 +229,11 @@ def save_parameters(path, table, parameters):
       parameters: nested dict of arrays, one for each path that the table leads to.
     """
     number = r"(\d+)"
-    backwards = [
-        (re.escape(target).replace(r"\\1", number), key.replace(number, r"\1").replace(r"\.", "."), transform)
-        for key, target, transform in table
-    ]
+    backwards: KeyTable = []
+    for key, target, transform in table:
+        assert isinstance(target, str)  # what is several arrays of ours has no inverse
+        pattern = re.escape(target).replace(r"\\1", number)
+        backwards.append((pattern, key.replace(number, r"\1").replace(r"\.", "."), transform))
     arrays = {}
     for target, array in flatten_dict(parameters, sep="/").items():
         (key,), transform = _look_up(backwards, target)
@@ -227,7 +243,7 @@ def save_parameters(path, table, parameters):
     Path(path).write_bytes(save(arrays, metadata={"format": "pt"}))
 
 
-def _download(name, revision, patterns):
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     """The folder of a hub repository's snapshot, with its files of these patterns."""
     from huggingface_hub import errors, snapshot_download
 
@@ -248,11 +264,13 @@ def _download(name, revision, patterns):
         raise InputError(_no_download(name, reason)) from error
 
 
-def _no_download(name, reason):
+def _no_download(name: str, reason: str) -> str:
     return f"backbone {name!r} is no folder here, and cannot be downloaded by that name: {reason}"
 
 
-def _arrays(paths, ignored):
+def _arrays(
+    paths: Iterable[str | os.PathLike], ignored: Iterable[str]
+) -> Iterator[tuple[str | os.PathLike, str, np.ndarray]]:
     """Yields (path, key, array) for every key of the files but the ignored ones, one in memory at a time."""
     for path in paths:
         try:
@@ -266,16 +284,16 @@ def _arrays(paths, ignored):
             ) from error
 
 
-def _look_up(table, key):
-    """The paths in our tree, as a list, and the transform; or none."""
+def _look_up(table: KeyTable, key: str) -> tuple[list[str], Transform]:
+    """The paths in our tree, none for an unknown key, and the transform."""
     for pattern, targets, transform in table:
         match = re.fullmatch(pattern, key)
         if match:
             targets = [targets] if isinstance(targets, str) else targets
             return [match.expand(target) for target in targets], transform
-    return [], None
+    return [], identity
 
 
-def _listed(names, most=4):
+def _listed(names: Sequence[str], most: int = 4) -> str:
     shown = ", ".join(names[:most])
     return f"{len(names)} keys ({shown}{', ...' if len(names) > most else ''})" if names else "no key"

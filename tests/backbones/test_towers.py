@@ -284,6 +284,7 @@ def test_what_is_not_asked_for_is_not_computed(tmp_path):
     assert flops[False] < flops[True]
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_what_a_backbone_lacks_it_says(tmp_path):
     resnet = mlclip_jax.load_backbone(write_case(tmp_path / "resnet", "resnet"))
     assert resnet.context_length is None
@@ -298,6 +299,7 @@ def test_what_a_backbone_lacks_it_says(tmp_path):
         clip_backbone.encode_texts(["dog", 3])
 
 
+@pytest.mark.usefixtures("types_unchecked")
 def test_inputs_that_cannot_be(tmp_path):
     backbone = mlclip_jax.load_backbone(write_case(tmp_path, "blip"))
     for lone in ("cat.jpg", tmp_path, Image.new("RGB", (8, 8))):
@@ -371,6 +373,7 @@ def test_it_prints_what_it_loaded(tmp_path, capsys):
     assert backbone.origin.sha256[:12] in line
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
