@@ -8,8 +8,8 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import CLIPConfig
 
+from mlclip_jax.backbones.configs import CLIPConfig
 from mlclip_jax.backbones.processing import CLIP_MEAN, CLIP_STD, ImageProcessor
 from mlclip_jax.backbones.saving import END
 from mlclip_jax.data.datasets import open_images
@@ -19,7 +19,6 @@ from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Difficulty, Scenes
 from mlclip_jax.data.sources import Source
 from mlclip_jax.errors import InputError
 from mlclip_jax.streams import Stream
-from mlclip_jax.training.contrastive import towers
 
 
 def open_source(config: ConfigDict) -> Source | Scenes:
@@ -66,8 +65,7 @@ class CaptionedImages:
         augment: Callable | None = None,
         seed: int = 0,
     ) -> None:
-        vision, text = towers(config)
-        side = vision.image_size
+        side, text = config.vision_config.image_size, config.text_config
         self.image_processor = ImageProcessor(
             cover=(side, side),
             size=None,

@@ -6,14 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer
-from transformers import CLIPConfig
 
 from mlclip_jax.backbones.clip import CLIP
+from mlclip_jax.backbones.configs import CLIPConfig
 from mlclip_jax.backbones.saving import END, START
 from mlclip_jax.distributed.sharding import AXIS
 from mlclip_jax.errors import InputError
@@ -23,13 +24,10 @@ from mlclip_jax.training.step import Step, apply_gradients
 from mlclip_jax.zero_shot import l2_normalize
 
 
-def towers(config: CLIPConfig) -> tuple[Any, Any]:
-    """The configs of image and text tower, of whose fields transformers' types allow more than a CLIP has."""
-    return config.vision_config, config.text_config
-
-
 def contrastive_sum(
-    image_embeddings: Float[Array, "B D"], text_embeddings: Float[Array, "B D"], scale: Float[Array, ""]
+    image_embeddings: Float[Array, "B D"],
+    text_embeddings: Float[Array, "B D"],
+    scale: float | Float[Array | np.ndarray | np.generic, ""],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """CLIP's symmetric loss: each image is to find its text among all texts, and each text its image.
 
@@ -63,7 +61,7 @@ class Pretraining(nnx.Module):
     def __init__(self, config: CLIPConfig, num_labels: int, *, rngs: nnx.Rngs) -> None:
         self.clip = CLIP(config, rngs=rngs)
         bias = nnx.initializers.constant(-2.5)  # few labels are present: sigmoid(-2.5) is 0.08
-        width = towers(config)[0].hidden_size
+        width = config.vision_config.hidden_size
         self.head = nnx.Linear(width, num_labels, bias_init=bias, rngs=rngs) if num_labels else None
 
 
@@ -73,6 +71,8 @@ def clip_config(model: ConfigDict, tokenizer: Tokenizer) -> CLIPConfig:
     Raises:
       InputError: it describes no CLIP.
     """
+    import transformers
+
     content = model.to_dict()
     tokens = {
         "vocab_size": tokenizer.get_vocab_size(),
@@ -83,11 +83,11 @@ def clip_config(model: ConfigDict, tokenizer: Tokenizer) -> CLIPConfig:
     for name, more in (("vision_config", {}), ("text_config", tokens)):
         content[name] |= {"projection_dim": content["projection_dim"], **more}
     try:
-        config = CLIPConfig.from_dict(content)
+        config: Any = transformers.CLIPConfig.from_dict(content)
     except Exception as error:  # transformers validates with exceptions of many kinds
         raise InputError(f"the recipe's model describes no CLIP: {' '.join(str(error).split())}") from error
     config.architectures = ["CLIPModel"]
-    size, patch = towers(config)[0].image_size, towers(config)[0].patch_size
+    size, patch = config.vision_config.image_size, config.vision_config.patch_size
     if size % patch:
         raise InputError(f"images of {size} pixels cannot be cut into patches of {patch}")
     return config
@@ -97,7 +97,7 @@ def make_pretrain_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     loss_settings: ConfigDict,
-    normalise: Callable[[Shaped[Array, "B H W 3"]], Float[Array, "B H W 3"]],
+    normalise: Callable,
     *,
     skip_nonfinite: bool = False,
 ) -> Step:

@@ -52,7 +52,6 @@ from mlclip_jax.training.contrastive import (
     clip_config,
     make_pretrain_step,
     make_single,
-    towers,
 )
 from mlclip_jax.training.loop import open_workdir, resume, run_conditions, run_steps
 from mlclip_jax.training.optimizers import RANGES, make_optimizer
@@ -100,7 +99,7 @@ def pretrain(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     captions = first_captions(source, min(num_train, CAPTIONS_READ))
     tokenizer = clip_tokenizer(learn_merges(captions, config.vocabulary - FIXED_TOKENS))
     model_config = clip_config(config.model, tokenizer)
-    context = towers(model_config)[1].max_position_embeddings
+    context = model_config.text_config.max_position_embeddings
     cut = sum(len(tokenizer.encode(caption).ids) > context for caption in captions)
     if cut and is_first():
         warnings.warn(

@@ -1,11 +1,9 @@
 """What a set of images is said to hold: figures counted by hand, sheets that show what there is."""
 
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from mlclip_jax import InputError
@@ -244,8 +242,7 @@ def test_the_command_describes_what_a_recipe_reads(folder, capsys):
     assert f"\n\n## evaluation.images\n\n{images}\n  images            4\n" in printed
     assert (folder / "sheet_examples.png").is_file()
     assert (folder / "sheet_evaluation.png").is_file()
-    config = ConfigDict({"images": {"source": str(images)}, "evaluation": {"number": 3}})
-    main(SimpleNamespace(config=config, images=None, labels=None, output=None))
+    run("--config=pretrain_captions", f"--config.images.source={images}")
     assert capsys.readouterr().out.startswith(f"## images.source\n\n{images}\n")
 
 

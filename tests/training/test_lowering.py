@@ -20,7 +20,7 @@ from mlclip_jax.distributed.sharding import make_mesh, place, replicated, split_
 from mlclip_jax.losses import COUPLED, LOSSES
 from mlclip_jax.nnx_boundary import split_module, split_trainable
 from mlclip_jax.perturbation import make_perturbation
-from mlclip_jax.runs import method_scores
+from mlclip_jax.scoring import method_scores
 from mlclip_jax.training.contrastive import Pretraining, clip_config, make_pretrain_step, make_single
 from mlclip_jax.training.optimizers import make_optimizer
 from mlclip_jax.training.step import hyper_of, initial_state, make_chunk, make_loss, make_train_step

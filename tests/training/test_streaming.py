@@ -44,7 +44,9 @@ def folder(tmp_path_factory):
     write_clip(folder / "clip", config_with({"text_config.max_position_embeddings": 77}))
     source = read_table(write_table(folder / "photographs", 23))
     backbone = mlclip_jax.load_backbone(folder / "clip")
-    embed_images(backbone, source, folder / "embedded", local=True, batch_size=4, shard_rows=8)
+    embed_images(
+        backbone, source, folder / "embedded", features=("image", "image_local"), batch_size=4, shard_rows=8
+    )
     return folder
 
 
