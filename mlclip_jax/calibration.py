@@ -5,17 +5,22 @@ arrays, and are kept with the run.
 """
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Int, UInt64
 from scipy.special import expit, logit
 
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
 from mlclip_jax.metrics import decision_figures, expected_calibration_error
 
+Scores = Float[np.ndarray, "N K"]
+Labels = Int[np.ndarray, "N K"]
+Thresholds = Float64[np.ndarray, " K"]
 FILE = "calibration.npz"
 PLAIN = 0.5  # the threshold of a label that cannot be fitted
 FOLDS = 5
@@ -32,14 +37,16 @@ class Calibration(NamedTuple):
       fitted_on: uint64, a hash of each embedding that it was fitted on, where they are known.
     """
 
-    slopes: np.ndarray
-    intercepts: np.ndarray
-    knots: np.ndarray
-    thresholds: np.ndarray
-    fitted_on: np.ndarray
+    slopes: Float64[np.ndarray, " K"]
+    intercepts: Float64[np.ndarray, " K"]
+    knots: Float64[np.ndarray, "K 2 M"]
+    thresholds: Float64[np.ndarray, " K"]
+    fitted_on: UInt64[np.ndarray, " N"]
 
 
-def fit(logits, labels, method="platt", rule="f1", target=None):
+def fit(
+    logits: Scores, labels: Labels, method: str = "platt", rule: str = "f1", target: float | None = None
+) -> Calibration:
     """Fits probabilities to labels, and thresholds to those probabilities.
 
     Args:
@@ -58,7 +65,7 @@ def fit(logits, labels, method="platt", rule="f1", target=None):
     return calibration._replace(thresholds=RULES[rule](probabilities, labels, target))
 
 
-def apply(calibration, logits):
+def apply(calibration: Calibration, logits: Scores) -> Float64[np.ndarray, "N K"]:
     """Probabilities, float64 `(N, K)`, of logits `(N, K)`."""
     logits = np.asarray(logits, np.float64)
     probabilities = expit(logits * calibration.slopes + calibration.intercepts)
@@ -69,18 +76,18 @@ def apply(calibration, logits):
     return probabilities
 
 
-def fittable(labels):
+def fittable(labels: Labels) -> Bool[np.ndarray, " K"]:
     """Which labels have both a known positive and a known negative: bool `(K,)`."""
     return (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
 
 
-def no_change(logits, labels):
+def no_change(logits: Scores, labels: Labels) -> Calibration:
     """The plain sigmoid of every logit."""
     del logits
     return _plain(labels.shape[1])
 
 
-def platt(logits, labels):
+def platt(logits: Scores, labels: Labels) -> Calibration:
     """A slope that is not negative and an intercept for each label, by maximum likelihood (Platt 1999).
 
     With Platt's targets: of n positives each is (n + 1) / (n + 2) present, of n negatives each 1 / (n + 2),
@@ -89,12 +96,12 @@ def platt(logits, labels):
     return _logistic(logits, labels, fit_intercept=True)
 
 
-def temperature(logits, labels):
+def temperature(logits: Scores, labels: Labels) -> Calibration:
     """A slope for each label, the inverse temperature (Guo et al. 2017), fitted as in `platt`."""
     return _logistic(logits, labels, fit_intercept=False)
 
 
-def isotonic(logits, labels):
+def isotonic(logits: Scores, labels: Labels) -> Calibration:
     """A rising step-and-line function for each label (Zadrozny and Elkan 2002); scikit-learn's."""
     from sklearn.isotonic import IsotonicRegression  # scikit-learn takes a second, and is for fitting alone
 
@@ -113,13 +120,13 @@ def isotonic(logits, labels):
 METHODS = {"none": no_change, "platt": platt, "temperature": temperature, "isotonic": isotonic}
 
 
-def half(probabilities, labels, target=None):
+def half(probabilities: Scores, labels: Labels, target: float | None = None) -> Thresholds:
     """0.5 for every label."""
     del labels, target
     return np.full(probabilities.shape[1], PLAIN)
 
 
-def best_f1(probabilities, labels, target=None):
+def best_f1(probabilities: Scores, labels: Labels, target: float | None = None) -> Thresholds:
     """For each label the threshold of the highest F1."""
     del target
 
@@ -129,7 +136,13 @@ def best_f1(probabilities, labels, target=None):
     return _by_curve(probabilities, labels, choose)
 
 
-def best_micro_f1(probabilities, labels, target=None, grid=None, passes=1):
+def best_micro_f1(
+    probabilities: Scores,
+    labels: Labels,
+    target: float | None = None,
+    grid: Float[np.ndarray, " S"] | None = None,
+    passes: int = 1,
+) -> Thresholds:
     """Thresholds that raise the F1 over all entries, one label after the other (MultiCLIP, inference_func).
 
     Beginning at 0.5, each label in turn takes the value of the grid with the highest micro-averaged F1, the
@@ -159,7 +172,7 @@ def best_micro_f1(probabilities, labels, target=None, grid=None, passes=1):
     return candidates[chosen]
 
 
-def by_precision(probabilities, labels, target):
+def by_precision(probabilities: Scores, labels: Labels, target: float | None = None) -> Thresholds:
     """For each label the threshold of highest recall whose precision reaches the target; else infinite."""
 
     def choose(precision, recall):
@@ -169,7 +182,7 @@ def by_precision(probabilities, labels, target):
     return _by_curve(probabilities, labels, choose)
 
 
-def by_recall(probabilities, labels, target):
+def by_recall(probabilities: Scores, labels: Labels, target: float | None = None) -> Thresholds:
     """For each label the threshold of the highest precision whose recall reaches the target."""
     return _by_curve(
         probabilities, labels, lambda precision, recall: np.argmax(np.where(recall >= target, precision, -1))
@@ -185,7 +198,9 @@ RULES = {
 }
 
 
-def cross_validated(logits, labels, method, rule, target=None):
+def cross_validated(
+    logits: Scores, labels: Labels, method: str, rule: str, target: float | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
     """What a calibration gains on images that it was not fitted on.
 
     Args:
@@ -208,7 +223,7 @@ def cross_validated(logits, labels, method, rule, target=None):
     return _figures(before, before >= PLAIN, labels), _figures(after, predicted, labels)
 
 
-def write_calibration(workdir, calibration, origin):
+def write_calibration(workdir: str | os.PathLike, calibration: Calibration, origin: dict) -> None:
     """Writes `calibration.npz` into a run's folder.
 
     Args:
@@ -220,7 +235,7 @@ def write_calibration(workdir, calibration, origin):
         np.savez(file, **calibration._asdict(), origin=json.dumps(origin))
 
 
-def read_calibration(workdir, parameters):
+def read_calibration(workdir: str | os.PathLike, parameters: str) -> Calibration | None:
     """The `Calibration` in the folder of a run, or None where it has none.
 
     Args:

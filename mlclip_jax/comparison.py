@@ -1,7 +1,10 @@
 """Methods beside one another on the same images, with intervals of their differences."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int8
 
 from mlclip_jax.metrics import bootstrap_mean_average_precision, mean_average_precision
 from mlclip_jax.progress import progress_bar
@@ -9,6 +12,7 @@ from mlclip_jax.report import markdown_table
 from mlclip_jax.zero_shot import standardise
 
 COSINE = "cosine zero-shot"
+Known = Float[Array | np.ndarray, "N K"]  # scores of one method
 # What is ranked, given an adapter's scores and plain cosine, both (N, K): the scores as they come;
 # standardised over the classes of each image; or that, averaged with cosine treated the same.
 SCORINGS = {
@@ -19,7 +23,14 @@ SCORINGS = {
 _bootstrap = jax.jit(bootstrap_mean_average_precision, static_argnums=(3, 4))
 
 
-def compare(methods, labels, *, cosine=None, num_samples=1000, protocol="ap"):
+def compare(
+    methods: Mapping[str, Known | list[Known]],
+    labels: Int8[np.ndarray, "N K"],
+    *,
+    cosine: Known | None = None,
+    num_samples: int = 1000,
+    protocol: str = "ap",
+) -> list[dict]:
     """Compares scores of the same images with plain cosine, and with one another.
 
     Args:
@@ -62,7 +73,7 @@ def compare(methods, labels, *, cosine=None, num_samples=1000, protocol="ap"):
     return rows
 
 
-def print_comparison(described, compared):
+def print_comparison(described: Mapping[str, str], compared: Sequence[Mapping]) -> None:
     """Prints what figures mean, a dict, in lines, and the rows of `compare` as a Markdown table."""
     for name, value in described.items():
         print(f"{name:<12}{value}")

@@ -9,18 +9,23 @@ import os
 import platform
 import secrets
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from mlclip_jax.jax_private import LRUCache, cache, compiler, distributed
 from mlclip_jax.progress import note
 
+# These are fields and functions that JAX's types do not let anybody read or replace.
+settings: Any = jax.config
+kept: Any = cache
+compiling: Any = compiler
 MAX_BYTES = 4 << 30  # the oldest entries beyond it are removed
 
 _write_on_the_first = compiler._cache_write
 
 
-def enable(*, wanted=True):
+def enable(*, wanted: bool = True) -> None:
     """Keeps the programs that this process compiles, and takes those that earlier ones compiled.
 
     In `folder()`, unless JAX was told of another (`JAX_COMPILATION_CACHE_DIR`) or to keep nothing
@@ -30,10 +35,10 @@ def enable(*, wanted=True):
       wanted: False to keep and take nothing.
     """
     if not wanted:
-        jax.config.update("jax_enable_compilation_cache", False)
-    if not jax.config.jax_enable_compilation_cache:
+        settings.update("jax_enable_compilation_cache", False)
+    if not settings.jax_enable_compilation_cache:
         return
-    if jax.config.jax_compilation_cache_dir is None:
+    if settings.jax_compilation_cache_dir is None:
         place = folder()
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write there can run programs here
@@ -46,16 +51,16 @@ def enable(*, wanted=True):
             )
             return
         _shrink(place, MAX_BYTES)
-        jax.config.update("jax_compilation_cache_dir", str(place))
+        settings.update("jax_compilation_cache_dir", str(place))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # A run has hundreds of small programs: each far below JAX's one second, together most of its start.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    cache.get_file_cache = _open
-    if "://" not in jax.config.jax_compilation_cache_dir:
-        compiler._cache_write = _write_on_every_process
+        settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    kept.get_file_cache = _open
+    if "://" not in settings.jax_compilation_cache_dir:
+        compiling._cache_write = _write_on_every_process
 
 
-def folder():
+def folder() -> Path:
     """Where compiled programs are kept: a folder for each kind of processor within the user's cache folder.
 
     A program for one processor may crash another, and homes are shared.
@@ -122,4 +127,4 @@ def _write_on_every_process(*entry):
 
 
 def _open(path):
-    return _WholeEntries(path, max_size=jax.config.jax_compilation_cache_max_size), path
+    return _WholeEntries(path, max_size=settings.jax_compilation_cache_max_size), path

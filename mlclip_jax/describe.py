@@ -1,5 +1,6 @@
 """What is in a set of images, before anything is trained: tables, and a sheet of pictures."""
 
+import os
 import textwrap
 
 import numpy as np
@@ -16,7 +17,7 @@ PAIRS = 10
 LINES, WIDTH = 6, 27  # below an image on a sheet: labels at most, and characters that a line has room for
 
 
-def with_labels(source, path):
+def with_labels(source: Source, path: str | os.PathLike) -> Source:
     """A source with the labels of a table, see `tables.read_table`, in place of its own.
 
     Raises:
@@ -38,7 +39,7 @@ def with_labels(source, path):
     )
 
 
-def describe(source):
+def describe(source: Source) -> str:
     """What is known of a source's images, as text; none of them is read.
 
     Labels are counted once for each image, whatever the number of its captions: an image has what any of its
@@ -73,7 +74,7 @@ def describe(source):
     return "\n\n".join([f"{source.title}\n{facts}", *tables])
 
 
-def draw_sheet(path, source, number, seed=0):
+def draw_sheet(path: str | os.PathLike, source: Source, number: int, seed: int = 0) -> None:
     """Draws some of a source's images, drawn at random, with their names, labels and captions.
 
     Args:

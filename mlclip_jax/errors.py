@@ -19,6 +19,6 @@ class Preempted(BaseException):
       together: whether all processes of the run stop at this point.
     """
 
-    def __init__(self, message, *, together=False):
+    def __init__(self, message: str, *, together: bool = False) -> None:
         super().__init__(message)
         self.together = together

@@ -41,9 +41,11 @@ def evaluate(
     """
     class_embeddings = runs[0].class_embeddings
     _check(runs)
-    images, cosine = images.replace(labels=np.asarray(images.labels)), None
+    labels, cosine = np.asarray(images.labels), None
+    images = images.replace(labels=labels)
     if "image" in images.features:
-        cosine = np.asarray(cosine_scores(np.asarray(images.features["image"]), class_embeddings.vectors))
+        arrays = (np.asarray(of) for of in (images.features["image"], class_embeddings.vectors))
+        cosine = np.asarray(cosine_scores(*arrays))
     described = _describe_protocol(runs, images, num_samples, protocol)
     methods = {}
     for run in runs:
@@ -52,7 +54,7 @@ def evaluate(
         if run.own_labels:
             _write_evaluation(run, scores, cosine, images, described, protocol)
     how = {"cosine": cosine, "num_samples": num_samples, "protocol": protocol}
-    return described, compare(methods, images.labels, **how)
+    return described, compare(methods, labels, **how)
 
 
 def evaluate_scores(

@@ -5,13 +5,15 @@ import fcntl
 import json
 import os
 import secrets
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from mlclip_jax.errors import InputError
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: str | os.PathLike) -> Generator[Path]:
     """Yields a temporary path beside `path`; once the block has succeeded, renames it to `path`.
 
     Raises:
@@ -36,7 +38,7 @@ def replacing(path):
 
 
 @contextlib.contextmanager
-def locked(folder, process=0):
+def locked(folder: str | os.PathLike, process: int = 0) -> Generator[None]:
     """Holds a folder for this process alone; the lock ends with the process, however that ends.
 
     Args:
@@ -56,7 +58,7 @@ def locked(folder, process=0):
         yield
 
 
-def make_folder(path):
+def make_folder(path: str | os.PathLike) -> None:
     """Makes a folder, and checks that files can be written in it.
 
     Raises:
@@ -75,7 +77,7 @@ def make_folder(path):
         ) from error
 
 
-def read_text(path):
+def read_text(path: str | os.PathLike) -> str:
     """A UTF-8 text file.
 
     Raises:
@@ -87,7 +89,7 @@ def read_text(path):
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def read_json(path):
+def read_json(path: str | os.PathLike) -> Any:
     """The content of a JSON file.
 
     Raises:

@@ -19,15 +19,33 @@ negative, or without a known label.
 import functools
 import inspect
 import math
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Num
 from optax.losses import sigmoid_binary_cross_entropy
 
 from mlclip_jax.ranges import BELOW_1, FRACTION, NOT_NEGATIVE, POSITIVE
 
+Logits = Float[Array | np.ndarray, "..."]
+Labels = Num[Array | np.ndarray, "..."]
+SumAndCount = tuple[Float32[Array, ""], Float32[Array, ""]]
 
-def _loss(sum_and_count):
+
+@runtime_checkable
+class Loss(Protocol):
+    """A loss as a scalar, and as what that divides."""
+
+    __name__: str
+    sum_and_count: Callable[..., SumAndCount]
+
+    def __call__(self, logits: Logits, labels: Labels, **constants: Any) -> Float32[Array, ""]: ...
+
+
+def _loss(sum_and_count: Callable[..., SumAndCount]) -> Loss:
     """The scalar form of a loss written as its sum and count, which stays reachable as `.sum_and_count`."""
 
     @functools.wraps(sum_and_count)
@@ -35,26 +53,29 @@ def _loss(sum_and_count):
         total, count = sum_and_count(logits, labels, **constants)
         return total / jnp.maximum(count, 1)
 
-    loss.sum_and_count = sum_and_count
-    return loss
+    whole: Any = loss
+    whole.sum_and_count = sum_and_count
+    return whole
 
 
 @_loss
-def binary_cross_entropy(logits, labels, *, reduction="mean"):
+def binary_cross_entropy(logits: Logits, labels: Labels, *, reduction: str = "mean") -> SumAndCount:
     """-y log p - (1 - y) log(1 - p), where p = sigmoid(logit) (TaI-Adapter, equation 3)."""
     logits, labels, known = _known(logits, labels)
     return _elementwise(sigmoid_binary_cross_entropy(logits, labels), known, reduction)
 
 
 @_loss
-def mean_squared_error(logits, labels, *, reduction="mean"):
+def mean_squared_error(logits: Logits, labels: Labels, *, reduction: str = "mean") -> SumAndCount:
     """(p - y)², where p = sigmoid(logit) (MMM-CLIP, Kaggle/fc-adapter.py)."""
     logits, labels, known = _known(logits, labels)
     return _elementwise(jnp.square(_difference(logits, labels)), known, reduction)
 
 
 @_loss
-def smoothed_binary_cross_entropy(logits, labels, *, smoothing=0.0, reduction="mean"):
+def smoothed_binary_cross_entropy(
+    logits: Logits, labels: Labels, *, smoothing: float = 0.0, reduction: str = "mean"
+) -> SumAndCount:
     """Binary cross entropy with y (1 - smoothing) + smoothing / 2 for y (MultiCLIP, utils/losses.py)."""
     logits, labels, known = _known(logits, labels)
     labels = labels * (1 - smoothing) + smoothing / 2
@@ -62,7 +83,9 @@ def smoothed_binary_cross_entropy(logits, labels, *, smoothing=0.0, reduction="m
 
 
 @_loss
-def focal(logits, labels, *, gamma=2.0, alpha=0.25, reduction="mean"):
+def focal(
+    logits: Logits, labels: Labels, *, gamma: float = 2.0, alpha: float = 0.25, reduction: str = "mean"
+) -> SumAndCount:
     """α_t |y - p|^γ times binary cross entropy, where α_t = α y + (1 - α)(1 - y).
 
     With hard labels it is the focal loss of Lin et al. 2017, equation 5, and its constants; with soft ones it
@@ -82,7 +105,9 @@ def focal(logits, labels, *, gamma=2.0, alpha=0.25, reduction="mean"):
 
 
 @_loss
-def additive_margin(logits, labels, *, scale=30.0, margin=0.5, reduction="mean"):
+def additive_margin(
+    logits: Logits, labels: Labels, *, scale: float = 30.0, margin: float = 0.5, reduction: str = "mean"
+) -> SumAndCount:
     """Binary cross entropy of scale (logit - margin y), MultiCLIP's "AAM" (utils/losses.py).
 
     The source applies it to unbounded logits; its constants come from losses of cosines (CosFace).
@@ -94,7 +119,9 @@ def additive_margin(logits, labels, *, scale=30.0, margin=0.5, reduction="mean")
 
 
 @_loss
-def arc_face(logits, labels, *, scale=64.0, margin=0.5, reduction="mean"):
+def arc_face(
+    logits: Logits, labels: Labels, *, scale: float = 64.0, margin: float = 0.5, reduction: str = "mean"
+) -> SumAndCount:
     """Binary cross entropy of scale cos(θ + margin) for positives and scale cos θ for negatives.
 
     Logits are the cosines, clipped into [-1, 1]; labels are hard: anything between 0 and 1 is left out. The
@@ -119,7 +146,7 @@ def arc_face(logits, labels, *, scale=64.0, margin=0.5, reduction="mean"):
 
 
 @_loss
-def zlpr(logits, labels, *, reduction="samples"):
+def zlpr(logits: Logits, labels: Labels, *, reduction: str = "samples") -> SumAndCount:
     """Per sample log(1 + Σ (1 - y) e^s) + log(1 + Σ y e^-s) over its logits s (Su et al. 2022, ZLPR).
 
     It ranks positives above 0, and 0 above negatives. Soft labels and the mean over samples are those of
@@ -130,7 +157,7 @@ def zlpr(logits, labels, *, reduction="samples"):
 
 
 @_loss
-def zlpr_batch(logits, labels, *, reduction="sum"):
+def zlpr_batch(logits: Logits, labels: Labels, *, reduction: str = "sum") -> SumAndCount:
     """`zlpr` with both sums taken over the whole batch at once (MultiCLIP, utils/losses.py).
 
     There is nothing to divide, so "sum" is the only `reduction`; the value depends on the batch as a whole.
@@ -142,16 +169,16 @@ def zlpr_batch(logits, labels, *, reduction="sum"):
 
 @_loss
 def asymmetric(
-    logits,
-    labels,
+    logits: Logits,
+    labels: Labels,
     *,
-    gamma_negative=4.0,
-    gamma_positive=1.0,
-    clip=0.05,
-    eps=1e-8,
-    focus_gradient=False,
-    reduction="sum",
-):
+    gamma_negative: float = 4.0,
+    gamma_positive: float = 1.0,
+    clip: float = 0.05,
+    eps: float = 1e-8,
+    focus_gradient: bool = False,
+    reduction: str = "sum",
+) -> SumAndCount:
     """Asymmetric loss: -y (1 - p)^γ+ log p - (1 - y) q^γ- log(1 - q), where q = max(p - clip, 0).
 
     Ridnik et al. 2021 (ASL); all defaults are those of Alibaba-MIIL/ASL, class AsymmetricLoss. So is the
@@ -178,7 +205,14 @@ def asymmetric(
 
 
 @_loss
-def two_way(logits, labels, *, temperature_positive=4.0, temperature_negative=1.0, reduction="mean"):
+def two_way(
+    logits: Logits,
+    labels: Labels,
+    *,
+    temperature_positive: float = 4.0,
+    temperature_negative: float = 1.0,
+    reduction: str = "mean",
+) -> SumAndCount:
     """softplus(Tn log Σ_negatives e^(s / Tn) + Tp log Σ_positives e^(-s / Tp)), by class and by sample.
 
     Kobayashi 2023, with the constants of tk1980/TwoWayMultiLabelLoss. Logits are `(B, K)`; labels are hard:
@@ -205,7 +239,15 @@ def two_way(logits, labels, *, temperature_positive=4.0, temperature_negative=1.
 
 
 @_loss
-def hill(logits, labels, *, lamb=1.5, margin=1.0, gamma=2.0, reduction="sum"):
+def hill(
+    logits: Logits,
+    labels: Labels,
+    *,
+    lamb: float = 1.5,
+    margin: float = 1.0,
+    gamma: float = 2.0,
+    reduction: str = "sum",
+) -> SumAndCount:
     """-y (1 - p_m)^γ log p_m + (1 - y)(λ - p) p², where p = sigmoid(logit), p_m = sigmoid(logit - margin).
 
     Zhang et al. 2021 (Hill); all defaults are those of xinyu1205/robust-loss-mlml. So is the arithmetic of
@@ -224,7 +266,9 @@ def hill(logits, labels, *, lamb=1.5, margin=1.0, gamma=2.0, reduction="sum"):
 
 
 @_loss
-def pairwise_ranking(logits, labels, *, scale=1.0, margin=1.0, reduction="samples"):
+def pairwise_ranking(
+    logits: Logits, labels: Labels, *, scale: float = 1.0, margin: float = 1.0, reduction: str = "samples"
+) -> SumAndCount:
     """Per sample Σ max(0, margin - s_p + s_n) over its positives p and negatives n, where s = scale logit.
 
     TaI-DPT (trainers/utils.py, constants of its configuration), computed in O(K log K). Labels are hard:
@@ -276,14 +320,8 @@ UNCALIBRATED = ("additive_margin", "arc_face", "zlpr", "zlpr_batch", "two_way", 
 
 # What constants may be, by their names: a test, and what is wanted, in words.
 RANGES = {
-    **dict.fromkeys(
-        ("gamma", "gamma_negative", "gamma_positive", "margin", "lamb"),
-        NOT_NEGATIVE,
-    ),
-    **dict.fromkeys(
-        ("scale", "temperature_positive", "temperature_negative"),
-        POSITIVE,
-    ),
+    **dict.fromkeys(("gamma", "gamma_negative", "gamma_positive", "margin", "lamb"), NOT_NEGATIVE),
+    **dict.fromkeys(("scale", "temperature_positive", "temperature_negative"), POSITIVE),
     **dict.fromkeys(("clip", "eps"), BELOW_1),
     "smoothing": FRACTION,
     "alpha": (lambda x: -math.inf < x <= 1, "at most 1, and negative for none"),
@@ -291,7 +329,7 @@ RANGES = {
 }
 
 
-def constants(name):
+def constants(name: str) -> dict[str, float | str | bool]:
     """The keyword arguments of the loss `name` and their defaults."""
     parameters = inspect.signature(LOSSES[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -10,20 +10,29 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, Shaped
 
 from mlclip_jax.choices import PROTOCOLS
+
+Scores = Float[Array | np.ndarray, "N K"]
+Labels = Int[Array | np.ndarray, "N K"]
+Decisions = Bool[Array | np.ndarray, "N K"]
+Weights = Shaped[Array | np.ndarray, " N"]
+Ratio = Float32[Array, "..."]
 
 
 class Counts(NamedTuple):
     """Of yes-or-no decisions: how many were right and wrong, int32 `(K,)`."""
 
-    true_positives: jax.Array
-    false_positives: jax.Array
-    false_negatives: jax.Array
+    true_positives: Int[Array | np.ndarray, "..."]
+    false_positives: Int[Array | np.ndarray, "..."]
+    false_negatives: Int[Array | np.ndarray, "..."]
 
 
 @functools.partial(jax.jit, static_argnames="protocol")
-def average_precision(scores, labels, protocol="ap", weights=None):
+def average_precision(
+    scores: Scores, labels: Labels, protocol: str = "ap", weights: Weights | None = None
+) -> Float32[Array, " K"]:
     """Average precision of every class.
 
     The curve has a point for each distinct score: tied examples enter together, so their order cannot matter.
@@ -51,7 +60,9 @@ def average_precision(scores, labels, protocol="ap", weights=None):
 
 
 @functools.partial(jax.jit, static_argnames="protocol")
-def mean_average_precision(scores, labels, protocol="ap", weights=None):
+def mean_average_precision(
+    scores: Scores, labels: Labels, protocol: str = "ap", weights: Weights | None = None
+) -> tuple[Float32[Array, ""], Int32[Array, ""]]:
     """Mean of `average_precision` over the classes that have a positive.
 
     Returns:
@@ -60,7 +71,9 @@ def mean_average_precision(scores, labels, protocol="ap", weights=None):
     return _mean_over_classes(average_precision(scores, labels, protocol, weights))
 
 
-def bootstrap_mean_average_precision(key, scores, labels, num_samples=1000, protocol="ap"):
+def bootstrap_mean_average_precision(
+    key: Key[Array, ""], scores: Scores, labels: Labels, num_samples: int = 1000, protocol: str = "ap"
+) -> Float32[Array, " S"]:
     """mAP of `num_samples` resamples of the examples, drawn with replacement.
 
     The draws depend on `key`, N and `num_samples` alone. Two methods scored with the same key are compared
@@ -81,14 +94,14 @@ def bootstrap_mean_average_precision(key, scores, labels, num_samples=1000, prot
     return jax.lax.map(resample, jax.random.split(key, num_samples))
 
 
-def top_k(scores, k):
+def top_k(scores: Scores, k: int) -> Bool[Array, "N K"]:
     """The k highest scores of each row as decisions, bool `(N, K)`; of equal ones, the first."""
     _, columns = jax.lax.top_k(scores, k)
     rows = jnp.arange(len(scores))[:, None]
     return jnp.zeros(scores.shape, bool).at[jnp.broadcast_to(rows, columns.shape), columns].set(True)
 
 
-def count_decisions(predicted, labels, weights=None):
+def count_decisions(predicted: Decisions, labels: Labels, weights: Weights | None = None) -> Counts:
     """`Counts` of every class, for decisions bool `(N, K)` such as `scores >= thresholds` or `top_k`."""
     times = _times(labels, weights)
     present = labels == 1
@@ -99,7 +112,7 @@ def count_decisions(predicted, labels, weights=None):
     return Counts(count(predicted & present), count(predicted & ~present), count(~predicted & present))
 
 
-def precision_recall_f1(counts):
+def precision_recall_f1(counts: Counts) -> tuple[Ratio, Ratio, Ratio]:
     """Precision, recall and F1 of `Counts` of any shape, float32; 0 / 0 is 0, as in scikit-learn.
 
     Of each class as they are; micro-averaged, for the sums over classes.
@@ -110,7 +123,9 @@ def precision_recall_f1(counts):
 
 
 @jax.jit
-def decision_figures(predicted, labels, weights=None):
+def decision_figures(
+    predicted: Decisions, labels: Labels, weights: Weights | None = None
+) -> dict[str, Float32[Array, ""]]:
     """What papers report of decisions, each a float32 scalar in [0, 1].
 
     Returns:
@@ -129,7 +144,7 @@ def decision_figures(predicted, labels, weights=None):
 
 
 @jax.jit
-def hamming_loss(predicted, labels, weights=None):
+def hamming_loss(predicted: Decisions, labels: Labels, weights: Weights | None = None) -> Float32[Array, ""]:
     """The fraction of known entries on which decisions `(N, K)` are wrong."""
     times = _times(labels, weights)
     wrong = predicted != (labels == 1)
@@ -137,7 +152,7 @@ def hamming_loss(predicted, labels, weights=None):
 
 
 @jax.jit
-def exact_match(predicted, labels, weights=None):
+def exact_match(predicted: Decisions, labels: Labels, weights: Weights | None = None) -> Float32[Array, ""]:
     """The fraction of examples whose known entries are all decided rightly; those with none are left out."""
     known = labels >= 0
     right = jnp.all(~known | (predicted == (labels == 1)), axis=1)
@@ -145,7 +160,9 @@ def exact_match(predicted, labels, weights=None):
 
 
 @jax.jit
-def label_ranking_average_precision(scores, labels, weights=None):
+def label_ranking_average_precision(
+    scores: Scores, labels: Labels, weights: Weights | None = None
+) -> Float32[Array, ""]:
     """Mean over examples of the average precision of its labels' ranking.
 
     scikit-learn's `label_ranking_average_precision_score`: an example without a positive counts as 1.
@@ -156,7 +173,7 @@ def label_ranking_average_precision(scores, labels, weights=None):
 
 
 @jax.jit
-def coverage_error(scores, labels, weights=None):
+def coverage_error(scores: Scores, labels: Labels, weights: Weights | None = None) -> Float32[Array, ""]:
     """How far down each example's ranking the last of its positives is, in labels, on average.
 
     scikit-learn's `coverage_error`: ties count in full, and an example without a positive as 0.
@@ -169,7 +186,7 @@ def coverage_error(scores, labels, weights=None):
 
 
 @jax.jit
-def one_error(scores, labels, weights=None):
+def one_error(scores: Scores, labels: Labels, weights: Weights | None = None) -> Float32[Array, ""]:
     """The fraction of examples whose highest label is absent (Schapire and Singer 2000).
 
     Where several are highest, the fraction of them that are absent. Examples without a positive are left out.
@@ -183,7 +200,14 @@ def one_error(scores, labels, weights=None):
 
 
 @functools.partial(jax.jit, static_argnames=("num_bins", "per_class"))
-def expected_calibration_error(probabilities, labels, weights=None, *, num_bins=15, per_class=False):
+def expected_calibration_error(
+    probabilities: Scores,
+    labels: Labels,
+    weights: Weights | None = None,
+    *,
+    num_bins: int = 15,
+    per_class: bool = False,
+) -> Float32[Array, "..."]:
     """How far probabilities are from frequencies, over bins of equal width (Guo et al. 2017, per label).
 
     The sum over bins of |sum of (probability - label)|, over the number of entries: torchmetrics'

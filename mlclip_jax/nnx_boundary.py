@@ -1,6 +1,7 @@
 """The boundary between Flax NNX modules, which define, and plain JAX, which computes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from flax import nnx
@@ -11,7 +12,7 @@ class Frozen(nnx.Variable):
     """An array that a module reads and training leaves as it is."""
 
 
-def split_module(module):
+def split_module(module: nnx.Module) -> tuple[nnx.GraphDef, dict]:
     """A module as a static graph and a nested dict of its parameters.
 
     The dict has string keys throughout, as checkpoints and key tables expect; NNX numbers the layers of a
@@ -49,7 +50,7 @@ def split_trainable(
     return graph, parameters, frozen
 
 
-def abstract_module(make):
+def abstract_module(make: Callable[..., nnx.Module]) -> tuple[nnx.GraphDef, dict]:
     """What `split_module` gives of `make(rngs=)`, with shapes for arrays; nothing is computed.
 
     NNX would trace every random number, in a time that grows with the square of their count: 9 seconds for a
@@ -66,11 +67,11 @@ class _OneKey(nnx.Rngs):
         return jax.random.key(0)
 
 
-def merge_module(graph, *states):
+def merge_module(graph: nnx.GraphDef, *states: dict) -> Any:
     """The module that `split_module` or `split_trainable` split; works inside any JAX transformation."""
     # NNX pairs a dict with its graph by sorted order, in which the string "10" would come before "2".
-    states = (_map_keys(state, lambda key: int(key) if key.isdigit() else key) for state in states)
-    return nnx.merge(graph, *states)
+    own = (_map_keys(state, lambda key: int(key) if key.isdigit() else key) for state in states)
+    return nnx.merge(graph, *own)
 
 
 def _map_keys(tree, change):

@@ -52,7 +52,7 @@ def hypersphere_noise(
     direction = jax.random.normal(direction_key, shape)
     direction /= jnp.linalg.norm(direction, axis=-1, keepdims=True)
     uniform = jax.random.uniform(length_key, (*shape[:-1], 1))
-    return radius * LENGTHS[sampling](uniform, shape[-1]) * direction
+    return jnp.asarray(radius) * LENGTHS[sampling](uniform, shape[-1]) * direction
 
 
 def make_perturbation(settings: Mapping | ConfigDict) -> Callable[[Key[Array, " B"], Batch, Mapping], Batch]:

@@ -1,6 +1,10 @@
 """What the value of a setting may be: a test, and the same in words for an error."""
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Range = tuple[Callable[[Any], bool], str]
 
 AT_LEAST_0 = (lambda number: number >= 0, "at least 0")
 AT_LEAST_1 = (lambda number: number >= 1, "at least 1")
@@ -10,6 +14,6 @@ FRACTION = (lambda fraction: 0 <= fraction <= 1, "in [0, 1]")
 BELOW_1 = (lambda rate: 0 <= rate < 1, "in [0, 1)")
 
 
-def one_of(values):
+def one_of(values: Iterable[str]) -> Range:
     """A range of words."""
     return (lambda value: value in values, f"one of {', '.join(values)}")

@@ -332,8 +332,8 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict, may_change: t
 
 
 def check(
-    config: ConfigDict,
-    expected: ConfigDict,
+    config: Mapping | ConfigDict,
+    expected: Mapping | ConfigDict,
     required: Iterable[str],
     conditions: Mapping[str, tuple[Callable[[Any], bool], str]],
 ) -> None:

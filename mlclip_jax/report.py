@@ -1,8 +1,12 @@
 """What data and results look like to people: tables in Markdown, and pictures with text below them."""
 
+import os
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Int8, Shaped
+from PIL import Image
 
 from mlclip_jax.files import replacing
 
@@ -11,7 +15,7 @@ SIDE, DPI = 180, 100  # of an image in a picture, in pixels; and pixels in an in
 RIGHT, WRONG, MISSED, EMPTY = "#1a7f37", "#c62828", "#8a8a8a", "#e4e4e4"
 
 
-def markdown_table(header, rows, align=None):
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str | None = None) -> str:
     """A table of strings, as Markdown.
 
     Args:
@@ -30,7 +34,16 @@ def markdown_table(header, rows, align=None):
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
-def draw_predictions(path, images, probabilities, label_names, *, thresholds, truth=None, columns=6):
+def draw_predictions(
+    path: str | os.PathLike,
+    images: Sequence[Image.Image | Shaped[np.ndarray, "H W 3"]],
+    probabilities: Float[np.ndarray, "N K"],
+    label_names: Sequence[str],
+    *,
+    thresholds: Float[np.ndarray, " K"],
+    truth: Int8[np.ndarray, "N K"] | None = None,
+    columns: int = 6,
+) -> None:
     """Draws images with their predicted labels below them.
 
     Args:
@@ -53,7 +66,12 @@ def draw_predictions(path, images, probabilities, label_names, *, thresholds, tr
     draw_grid(path, images, lines, columns)
 
 
-def draw_grid(path, images, lines, columns=6):
+def draw_grid(
+    path: str | os.PathLike,
+    images: Sequence[Image.Image | Shaped[np.ndarray, "H W 3"] | None],
+    lines: Sequence[Sequence[tuple[str, str]]],
+    columns: int = 6,
+) -> None:
     """Draws images side by side, with lines of text below each.
 
     Args:

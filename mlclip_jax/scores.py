@@ -1,9 +1,12 @@
 """Scores as files, ours and anybody's: one `.npz` that every method can write, and that is evaluated."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int8
 
 from mlclip_jax.data.tables import read_labels
 from mlclip_jax.embeddings.store import read_arrays
@@ -16,21 +19,21 @@ class Scores(NamedTuple):
     """Scores of N images for K labels; larger means more present.
 
     Attributes:
-      scores: float `(N, K)`, finite: logits, cosines, probabilities.
+      scores: finite: logits, cosines, probabilities.
       label_names: K names.
       names: N names of images, or None.
-      labels: int8 `(N, K)` in {1, 0, -1}, or None.
+      labels: in {1, 0, -1}, or None.
       origin: what made them, in words.
     """
 
-    scores: np.ndarray
-    label_names: tuple
-    names: tuple | None = None
-    labels: np.ndarray | None = None
+    scores: Float[np.ndarray, "N K"]
+    label_names: tuple[str, ...]
+    names: tuple[str, ...] | None = None
+    labels: Int8[np.ndarray, "N K"] | None = None
     origin: str = ""
 
 
-def write_scores(path, scores):
+def write_scores(path: str | os.PathLike, scores: Scores) -> None:
     """Writes `Scores` to an `.npz` file with the arrays `scores`, `label_names` and, where known, the others.
 
     Raises:
@@ -38,12 +41,13 @@ def write_scores(path, scores):
     """
     if Path(path).suffix != ".npz":
         raise InputError(f"cannot write scores to {path}: its name must end in .npz")
-    arrays = {name: value for name, value in scores._asdict().items() if value is not None}
+    known = {name: value for name, value in scores._asdict().items() if value is not None}
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in known.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()})
+        np.savez(file, **arrays)
 
 
-def read_scores(path):
+def read_scores(path: str | os.PathLike) -> Scores:
     """`Scores` from a file that `write_scores` or anybody else wrote.
 
     Raises:
@@ -83,7 +87,9 @@ def read_scores(path):
     return known
 
 
-def read_together(paths, table=None):
+def read_together(
+    paths: Sequence[str | os.PathLike], table: str | os.PathLike | None = None
+) -> tuple[list[Scores], Int8[np.ndarray, "N K"]]:
     """Several files of scores of the same images and labels.
 
     Args:
@@ -117,7 +123,7 @@ def read_together(paths, table=None):
     return known, labels
 
 
-def with_columns(scores, label_names):
+def with_columns(scores: Scores, label_names: Sequence[str]) -> Scores:
     """`Scores` whose columns are in the order of these names, which are its own."""
     columns = [scores.label_names.index(name) for name in label_names]
     return scores._replace(

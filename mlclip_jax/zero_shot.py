@@ -1,20 +1,26 @@
 """Scoring rules that need no training."""
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 
-def cosine_scores(image_embeddings, class_embeddings):
-    """Cosine of every image with every class text: `(N, D)` and `(K, D)` to `(N, K)`; 0 for a zero vector."""
+def cosine_scores(
+    image_embeddings: Float[Array | np.ndarray, "N D"], class_embeddings: Float[Array | np.ndarray, "K D"]
+) -> Float[Array, "N K"]:
+    """Cosine of every image with every class; 0 for a zero vector."""
     return jnp.matmul(l2_normalize(image_embeddings), l2_normalize(class_embeddings).T, precision="highest")
 
 
-def modality_gap(image_embeddings, text_embeddings):
-    """Distance between the mean unit vectors of images `(N, D)` and texts `(M, D)` (Liang et al. 2022)."""
+def modality_gap(
+    image_embeddings: Float[Array | np.ndarray, "N D"], text_embeddings: Float[Array | np.ndarray, "M D"]
+) -> Float[Array, ""]:
+    """Distance between the mean unit vectors of images and texts (Liang et al. 2022)."""
     means = [jnp.mean(l2_normalize(vectors), axis=0) for vectors in (image_embeddings, text_embeddings)]
     return jnp.linalg.norm(means[0] - means[1])
 
 
-def standardise(scores):
+def standardise(scores: Float[Array | np.ndarray, "N K"]) -> Float[Array, "N K"]:
     """Each image's scores `(N, K)` less their mean, over their standard deviation.
 
     It makes scores of different images comparable, which is what a ranking of images by one class needs
@@ -26,7 +32,7 @@ def standardise(scores):
     return centred / jnp.where(deviation > 0, deviation, 1)
 
 
-def l2_normalize(vectors):
+def l2_normalize(vectors: Float[Array | np.ndarray, "... D"]) -> Float[Array, "... D"]:
     """Vectors `(..., D)` over their lengths; a zero vector stays."""
     length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / jnp.where(length > 0, length, 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import checked_types  # noqa: F401  (before the package)
 import jax
+import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 from processes import PLATFORM
@@ -86,6 +87,15 @@ def _signals_stay_as_they_were():
     yield
     after = signal.signal(signal.SIGTERM, before)
     assert after is before, f"the test leaves {after} to answer SIGTERM"
+
+
+@pytest.fixture
+def types_unchecked():
+    """For values of a wrong type, which are to be refused in a line, and not by the tests' own checks."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,11 +1,13 @@
-"""FC: one fully connected layer on image embeddings, with what the class texts say of them."""
+"""FC: one fully connected layer on image embeddings, with what the class embeddings say of them."""
 
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Float32
 
-from mlclip_jax.adapters.layers import DTYPES, Logits, standardised_cosines
+from mlclip_jax.adapters.layers import DTYPES, Batch, Keys, Logits, standardised_cosines
 from mlclip_jax.nnx_boundary import Frozen
 from mlclip_jax.ranges import one_of
 
@@ -35,7 +37,14 @@ class FCAdapter(nnx.Module):
     reads = ("image",)
     open_vocabulary = False
 
-    def __init__(self, class_embeddings, *, text="cosine", dtype="float32", rngs):
+    def __init__(
+        self,
+        class_embeddings: Float[Array | np.ndarray, "K D"],
+        *,
+        text: str = "cosine",
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ) -> None:
         num_labels, width = class_embeddings.shape
         self.text = text
         width *= 2 if text == "first" else 1
@@ -47,13 +56,13 @@ class FCAdapter(nnx.Module):
         if text == "cosine":
             self.cosine_weight = nnx.Param(jnp.ones(num_labels))
 
-    def label_axes(self):
+    def label_axes(self) -> dict[str, int]:
         """See `methods`."""
         own = {"linear.kernel": 1, "linear.bias": 0}
         return own | {"class_embeddings": 0, "cosine_weight": 0} if self.text == "cosine" else own
 
-    def __call__(self, batch, keys=None):
-        """Logits (b, K), float32, of `image` (b, D); see `methods`."""
+    def __call__(self, batch: Batch, keys: Keys = None) -> Float32[Array, "B K"]:
+        """Logits, of `image` (b, D); see `methods`."""
         del keys
         embeddings = batch["image"]
         if self.text == "first":

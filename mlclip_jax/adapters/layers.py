@@ -3,14 +3,23 @@
 Shape letters: b batch, k queries, t tokens, d width.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Key
 
 from mlclip_jax.backbones import transformer
 from mlclip_jax.errors import InputError
 from mlclip_jax.zero_shot import cosine_scores
 
+Values = Float[Array | np.ndarray, "B ..."]
+Batch = Mapping[str, Values]  # features by name
+Keys = Key[Array, " B"] | None  # one for each example, in training
 DTYPES = ("float32", "bfloat16")
 FEATURES = ("local", "pooled")  # of an image: what queries attend to
 
@@ -31,7 +40,17 @@ class DecoderBlock(nnx.Module):
       rngs: where the initial weights are drawn from.
     """
 
-    def __init__(self, width, num_heads, hidden, *, dropout, residual_dropout=0.0, dtype=jnp.float32, rngs):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        hidden: int,
+        *,
+        dropout: float,
+        residual_dropout: float = 0.0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
         if width % num_heads:
             raise InputError(f"num_heads={num_heads} does not divide the width {width}")
         self.attention = transformer.Attention(
@@ -41,8 +60,10 @@ class DecoderBlock(nnx.Module):
         self.fc1, self.fc2 = linear(width, hidden, dtype, rngs), linear(hidden, width, dtype, rngs)
         self.dropout, self.residual_dropout = dropout, residual_dropout
 
-    def __call__(self, queries, tokens, keys=None):
-        """Queries (b, k, d) at tokens (b, t, d) to (b, k, d), float32; with keys (b,), dropped out."""
+    def __call__(
+        self, queries: Float[Array, "B Q D"], tokens: Float[Array | np.ndarray, "B T D"], keys: Keys = None
+    ) -> Float32[Array, "B Q D"]:
+        """The queries after their attention to the tokens; with keys, dropped out."""
         b, k, d = queries.shape
         # As rows: on CPUs, XLA takes twice as long for the gradient of a product with three dimensions.
         attended = self.attention(queries.reshape(b * k, d), k, context=tokens).reshape(b, k, d)
@@ -59,25 +80,28 @@ class Logits(nnx.Linear):
     Rounded to bfloat16, many logits would be equal, and ties change a ranking.
     """
 
-    def __call__(self, rows):
-        """(..., d) to (..., labels)."""
-        factors = rows.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        product = jnp.matmul(*factors, preferred_element_type=jnp.float32)
-        return product + jnp.broadcast_to(self.bias[...], product.shape)
+    def __call__(
+        self, inputs: Float[Array | np.ndarray, "... D"], out_sharding: Any = None
+    ) -> Float32[Array, "... K"]:
+        """Logits of rows; see `nnx.Linear`."""
+        factors = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        product = jnp.matmul(*factors, preferred_element_type=jnp.float32, out_sharding=out_sharding)
+        bias: Any = self.bias
+        return product + jnp.broadcast_to(bias[...], product.shape)
 
 
-def linear(width_in, width_out, dtype, rngs):
+def linear(width_in: int, width_out: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer with float32 parameters that multiplies and answers in `dtype`."""
     return transformer.linear(width_in, width_out, dtype, rngs, param_dtype=jnp.float32)
 
 
-def layer_norm(width, rngs):
+def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """A layer norm in float32, whatever it is given."""
     # E[x²] - E[x]², which is fast, cancels where the mean is large.
     return nnx.LayerNorm(width, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
-def dropout(values, rate, keys, place):
+def dropout(values: Values, rate: float, keys: Keys, place: int) -> Float[Array, "B ..."]:
     """Zeroes each value with a probability, and scales the others so that the mean stays.
 
     Args:
@@ -88,7 +112,7 @@ def dropout(values, rate, keys, place):
       place: an integer, different for each place of an adapter that drops out.
     """
     if keys is None or rate == 0:
-        return values
+        return jnp.asarray(values)
 
     def keep(key):
         return jax.random.bernoulli(key, 1 - rate, values.shape[1:])
@@ -97,13 +121,17 @@ def dropout(values, rate, keys, place):
     return jnp.where(kept, values / jnp.asarray(1 - rate, values.dtype), 0)
 
 
-def fold_in(keys, place):
+def fold_in(keys: Keys, place: int) -> Keys:
     """Keys (b,) of another place of an adapter, see `dropout`; None stays."""
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, place)
 
 
-def standardised_cosines(embeddings, class_embeddings, reference_embeddings):
-    """Cosines of embeddings (b, D) with class texts (K, D): (b, K), in the units of an image's own.
+def standardised_cosines(
+    embeddings: Float[Array | np.ndarray, "B D"],
+    class_embeddings: Float[Array, "K D"],
+    reference_embeddings: Float[Array, "M D"],
+) -> Float[Array, "B K"]:
+    """Cosines of embeddings with class embeddings, in the units of an image's own.
 
     Less their mean over reference texts, the labels of training, over their standard deviation: so a label's
     figure does not depend on which others are asked for. 0 where there is one reference alone.
@@ -114,6 +142,6 @@ def standardised_cosines(embeddings, class_embeddings, reference_embeddings):
     return jnp.where(deviation > 0, centred / jnp.where(deviation > 0, deviation, 1), 0)
 
 
-def image_tokens(features, batch):
-    """The keys of cross-attention: local features (b, t, d), or the embeddings (b, d) as one token."""
-    return batch["image_local"] if features == "local" else batch["image"][:, None]
+def image_tokens(features: str, batch: Batch) -> Float[Array, "B T D"]:
+    """The keys of cross-attention: local features, or the embedding as one token."""
+    return jnp.asarray(batch["image_local"] if features == "local" else batch["image"][:, None])

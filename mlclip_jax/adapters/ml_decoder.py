@@ -1,16 +1,21 @@
 """ML-Decoder: cross-attention from a few queries to an image's tokens; each serves a group of labels."""
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Float32
 
 from mlclip_jax.adapters.layers import (
     DTYPES,
     FEATURES,
+    Batch,
     DecoderBlock,
+    Keys,
     Logits,
     dropout,
     fold_in,
@@ -35,7 +40,7 @@ class MLDecoder(nnx.Module):
       features: what the queries attend to: `"local"` features, or the `"pooled"` embedding as one token.
       queries: `"frozen"` random vectors, as published; the same, `"learnt"`; or `"text"`, a projection of
         each label's text with one query and the same output layer for every label, as the paper has it for
-        zero-shot learning: other class texts may then take the place of those that were trained with.
+        zero-shot learning: other class embeddings may then take the place of those that were trained with.
       groups: the number E of queries, if there are more labels than that.
       width: of queries and tokens.
       num_heads: of the attention; divides the width.
@@ -58,36 +63,36 @@ class MLDecoder(nnx.Module):
     }
 
     @staticmethod
-    def reads(settings):
+    def reads(settings: Mapping) -> tuple[str, ...]:
         """See `methods`."""
         return ("image_local",) if settings["features"] == "local" else ("image",)
 
     @staticmethod
-    def open_vocabulary(settings):
+    def open_vocabulary(settings: Mapping) -> bool:
         """See `methods`."""
         return settings["queries"] == "text"
 
     def __init__(
         self,
-        class_embeddings,
+        class_embeddings: Float[Array | np.ndarray, "K D"],
         *,
-        features="local",
-        queries="frozen",
-        groups=100,
-        width=768,
-        num_heads=8,
-        hidden=2048,
-        dropout=0.1,
-        dtype="float32",
-        rngs,
-    ):
+        features: str = "local",
+        queries: str = "frozen",
+        groups: int = 100,
+        width: int = 768,
+        num_heads: int = 8,
+        hidden: int = 2048,
+        dropout: float = 0.1,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ) -> None:
         num_labels, image_width = class_embeddings.shape
-        dtype = jnp.dtype(dtype)
+        products = jnp.dtype(dtype)
         num_queries = num_labels if queries == "text" else min(num_labels, groups)
         if queries == "text":
             self.class_embeddings = Frozen(jnp.asarray(class_embeddings))
-            self.text_projection = linear(image_width, width, dtype, rngs)
-            self.projection = Logits(width, 1, dtype=dtype, rngs=rngs)
+            self.text_projection = linear(image_width, width, products, rngs)
+            self.projection = Logits(width, 1, dtype=products, rngs=rngs)
         else:
             kind = Frozen if queries == "frozen" else nnx.Param
             self.queries = kind(jax.random.normal(rngs.params(), (num_queries, width)))
@@ -96,21 +101,21 @@ class MLDecoder(nnx.Module):
             deviation = math.sqrt(2 / (size * (width + num_queries)))
             self.kernel = nnx.Param(deviation * jax.random.normal(rngs.params(), (num_queries, width, size)))
             self.bias = nnx.Param(jnp.zeros(num_labels))
-        self.image_projection = linear(image_width, width, dtype, rngs)
+        self.image_projection = linear(image_width, width, products, rngs)
         self.norm = layer_norm(width, rngs)
         self.block = DecoderBlock(
-            width, num_heads, hidden, dropout=dropout, residual_dropout=dropout, dtype=dtype, rngs=rngs
+            width, num_heads, hidden, dropout=dropout, residual_dropout=dropout, dtype=products, rngs=rngs
         )
         self.features, self.query_kind, self.dropout = features, queries, dropout
 
-    def label_axes(self):
+    def label_axes(self) -> dict[str, int]:
         """See `methods`; queries and kernels go over groups of labels."""
         if self.query_kind == "text":
             return {"class_embeddings": 0}
         return {"queries": 0, "kernel": 0, "bias": 0}
 
-    def __call__(self, batch, keys=None):
-        """Logits (b, K), float32, of `image_local` (b, T, D) or `image` (b, D); see `methods`."""
+    def __call__(self, batch: Batch, keys: Keys = None) -> Float32[Array, "B K"]:
+        """Logits, of `image_local` (b, T, D) or `image` (b, D); see `methods`."""
         tokens = image_tokens(self.features, batch)
         b, t, _ = tokens.shape
         tokens = jax.nn.relu(self.image_projection(tokens.reshape(b * t, -1))).reshape(b, t, -1)

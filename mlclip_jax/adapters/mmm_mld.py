@@ -1,14 +1,19 @@
 """MLD: cross-attention from the class embeddings to an image's tokens, and a logit for each class."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Float32
 
 from mlclip_jax.adapters.layers import (
     DTYPES,
     FEATURES,
+    Batch,
     DecoderBlock,
+    Keys,
     Logits,
     fold_in,
     image_tokens,
@@ -22,10 +27,10 @@ READOUTS = ("projection", "mean")
 
 
 class MLDAdapter(nnx.Module):
-    """A decoder without self-attention whose queries are the embeddings of the class texts.
+    """A decoder without self-attention whose queries are the class embeddings.
 
-    Source: the MLD adapter of MMM-CLIP. No parameter belongs to a class, so other class texts may take the
-    place of those that were trained with: zero-shot transfer to other labels.
+    Source: the MLD adapter of MMM-CLIP. No parameter belongs to a class, so other class embeddings may take
+    the place of those that were trained with: zero-shot transfer to other labels.
 
     As published (`features="pooled", readout="mean"`) the one key is the image's embedding, and the logit is
     the mean over the channels of a layer norm's result. With one key, attention gives every class the
@@ -64,45 +69,45 @@ class MLDAdapter(nnx.Module):
     open_vocabulary = True
 
     @staticmethod
-    def reads(settings):
+    def reads(settings: Mapping) -> tuple[str, ...]:
         """See `methods`. The cosine of the default is that of the embedding."""
         return ("image", "image_local") if settings["features"] == "local" else ("image",)
 
     def __init__(
         self,
-        class_embeddings,
+        class_embeddings: Float[Array | np.ndarray, "K D"],
         *,
-        features="local",
-        readout="projection",
-        blocks=1,
-        num_heads=4,
-        hidden=2048,
-        dropout=0.4,
-        dtype="float32",
-        rngs,
-    ):
-        width, dtype = class_embeddings.shape[1], jnp.dtype(dtype)
+        features: str = "local",
+        readout: str = "projection",
+        blocks: int = 1,
+        num_heads: int = 4,
+        hidden: int = 2048,
+        dropout: float = 0.4,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ) -> None:
+        width, products = class_embeddings.shape[1], jnp.dtype(dtype)
         self.class_embeddings = Frozen(jnp.asarray(class_embeddings))
         self.reference_embeddings = Frozen(jnp.asarray(class_embeddings))
         self.blocks = nnx.List(
             [
-                DecoderBlock(width, num_heads, hidden, dropout=dropout, dtype=dtype, rngs=rngs)
+                DecoderBlock(width, num_heads, hidden, dropout=dropout, dtype=products, rngs=rngs)
                 for _ in range(blocks)
             ]
         )
         if readout == "projection":
-            self.projection = Logits(width, 1, dtype=dtype, rngs=rngs)
+            self.projection = Logits(width, 1, dtype=products, rngs=rngs)
             self.projection.kernel[...] = jnp.zeros((width, 1))
             self.cosine_weight = nnx.Param(jnp.ones(()))
         self.features, self.readout = features, readout
         self.scale = 1.0 if readout == "mean" else width**0.5
 
-    def label_axes(self):
+    def label_axes(self) -> dict[str, int]:
         """See `methods`."""
         return {"class_embeddings": 0, "reference_embeddings": 0}
 
-    def __call__(self, batch, keys=None):
-        """Logits (b, K), float32, of `image` (b, D) and perhaps `image_local` (b, T, D); see `methods`."""
+    def __call__(self, batch: Batch, keys: Keys = None) -> Float32[Array, "B K"]:
+        """Logits, of `image` (b, D) and perhaps `image_local` (b, T, D); see `methods`."""
         tokens = self.scale * l2_normalize(image_tokens(self.features, batch))
         texts = self.scale * l2_normalize(self.class_embeddings[...])
         texts = jnp.broadcast_to(texts, (len(tokens), *texts.shape))

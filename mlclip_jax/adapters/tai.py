@@ -5,9 +5,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Float32
 
-from mlclip_jax.adapters.layers import DTYPES, Logits, dropout, linear
+from mlclip_jax.adapters.layers import DTYPES, Batch, Keys, Logits, dropout, linear
 from mlclip_jax.ranges import AT_LEAST_1, BELOW_1, one_of
 
 
@@ -38,23 +40,32 @@ class TaIAdapter(nnx.Module):
     reads = ("image",)
     open_vocabulary = False
 
-    def __init__(self, class_embeddings, *, hidden=512, depth=3, dropout=0.1, dtype="float32", rngs):
+    def __init__(
+        self,
+        class_embeddings: Float[Array | np.ndarray, "K D"],
+        *,
+        hidden: int = 512,
+        depth: int = 3,
+        dropout: float = 0.1,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ) -> None:
         num_labels, width = class_embeddings.shape
         widths = [width, *[hidden] * (depth - 1), num_labels]
         *hidden_layers, last = pairwise(widths)
-        dtype = jnp.dtype(dtype)
-        layers = [linear(*sizes, dtype, rngs) for sizes in hidden_layers]
-        self.layers = nnx.List([*layers, Logits(*last, dtype=dtype, rngs=rngs)])
+        products = jnp.dtype(dtype)
+        layers = [linear(*sizes, products, rngs) for sizes in hidden_layers]
+        self.layers = nnx.List([*layers, Logits(*last, dtype=products, rngs=rngs)])
         self.dropout = dropout
 
-    def label_axes(self):
+    def label_axes(self) -> dict[str, int]:
         """See `methods`."""
         last = f"layers.{len(self.layers) - 1}"
         return {f"{last}.kernel": 1, f"{last}.bias": 0}
 
-    def __call__(self, batch, keys=None):
-        """Logits (b, K), float32, of `image` (b, D); see `methods`."""
-        embeddings = batch["image"]
+    def __call__(self, batch: Batch, keys: Keys = None) -> Float32[Array, "B K"]:
+        """Logits, of `image` (b, D); see `methods`."""
+        embeddings = jnp.asarray(batch["image"])
         *hidden_layers, last = self.layers
         for depth, layer in enumerate(hidden_layers):
             embeddings = dropout(jax.nn.relu(layer(embeddings)), self.dropout, keys, depth)

@@ -4,13 +4,17 @@ Each takes a `numpy.random.Generator` and a `PIL.Image` in 8-bit RGB, leaves tha
 """
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from mlclip_jax.errors import InputError
 
+Augment = Callable[[np.random.Generator, Image.Image, tuple[int, int]], Image.Image]
 
-def make_augment(names):
+
+def make_augment(names: str) -> Augment | None:
     """What changes the images of a batch, by its parts' names.
 
     Args:
@@ -48,8 +52,13 @@ def make_augment(names):
 
 
 def random_resized_crop(
-    random, image, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), resample=Image.Resampling.BICUBIC
-):
+    random: np.random.Generator,
+    image: Image.Image,
+    size: tuple[int, int],
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
     """A random part of an image, resized.
 
     The crop of "Going Deeper with Convolutions" (Szegedy et al., 2015), as torchvision defines it.
@@ -66,12 +75,12 @@ def random_resized_crop(
     return image.crop(_crop_box(random, *image.size, scale, ratio)).resize((width, height), resample)
 
 
-def random_flip(random, image):
+def random_flip(random: np.random.Generator, image: Image.Image) -> Image.Image:
     """An image, mirrored left to right every other time."""
     return ImageOps.mirror(image) if random.random() < 0.5 else image
 
 
-def cutout(random, image, fraction=0.5):
+def cutout(random: np.random.Generator, image: Image.Image, fraction: float = 0.5) -> Image.Image:
     """An image with a box of one random colour in it: ML-Decoder's training (Ridnik et al., 2021) has it.
 
     The box is centred at a random pixel, and what of it lies outside of the image is lost.
@@ -81,18 +90,21 @@ def cutout(random, image, fraction=0.5):
       image: a `PIL.Image`.
       fraction: of each side of the image, the box's.
     """
-    box = [0, 0, 0, 0]
-    for axis, side in enumerate(image.size):
+    spans = []
+    for side in image.size:
         length = int(fraction * side + 0.5)
         start = int(random.integers(side)) - length // 2
-        box[axis], box[axis + 2] = max(start, 0), min(start + length, side)
+        spans.append((max(start, 0), min(start + length, side)))
+    (left, right), (top, bottom) = spans
     colour = tuple(int(value) for value in random.integers(256, size=3))
     image = image.copy()
-    image.paste(colour, tuple(box))
+    image.paste(colour, (left, top, right, bottom))
     return image
 
 
-def rand_augment(random, image, num_ops=2, magnitude=9, bins=31):
+def rand_augment(
+    random: np.random.Generator, image: Image.Image, num_ops: int = 2, magnitude: int = 9, bins: int = 31
+) -> Image.Image:
     """An image after some operations drawn from `OPERATIONS`: RandAugment (Cubuk et al., 2020).
 
     Operations and their ranges are torchvision's, which are those of the paper's code.

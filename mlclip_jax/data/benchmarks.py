@@ -1,12 +1,13 @@
 """Images with labels as the benchmarks lay them out: PASCAL VOC, COCO and NUS-WIDE."""
 
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
 from mlclip_jax.data.images import printable
-from mlclip_jax.data.sources import read_files, read_lines
+from mlclip_jax.data.sources import Source, read_files, read_lines
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import read_json, read_text
@@ -38,7 +39,7 @@ DIFFICULT = {-1: "unknown", 0: "absent", 1: "present"}
 NUS_WIDE_LISTS = ("official", "labelled", "asl", "srn")
 
 
-def read_voc(folder, *, split="trainval", difficult=0):
+def read_voc(folder: str | os.PathLike, *, split: str = "trainval", difficult: str | int = 0) -> Source:
     """A `Source` of PASCAL VOC, with the 20 labels `VOC_LABELS`.
 
     Args:
@@ -93,7 +94,15 @@ def _voc_objects(path):
         yield one.findtext("name", "").strip(), one.findtext("difficult", "0").strip() == "1"
 
 
-def read_coco(folder, *, split="val2017", annotations=None, images=None, unannotated="keep", captions=None):
+def read_coco(
+    folder: str | os.PathLike,
+    *,
+    split: str = "val2017",
+    annotations: str | os.PathLike | None = None,
+    images: str | os.PathLike | None = None,
+    unannotated: str = "keep",
+    captions: str | os.PathLike | None = None,
+) -> Source:
     """A `Source` of MS COCO, with the categories of its file in the order of their ids, sorted by image id.
 
     Every annotation counts, those of crowds too.
@@ -141,9 +150,8 @@ def read_coco(folder, *, split="val2017", annotations=None, images=None, unannot
     texts = None
     if captions is not None:
         if captions == "yes":
-            captions = _file_of_split(
-                folder, "annotations/captions_{}.json", split, "give the path of a file"
-            )
+            remedy = "give the path of a file"
+            captions = _file_of_split(folder, "annotations/captions_{}.json", split, remedy)
         texts = _coco_captions(captions, row)
     annotated = np.flatnonzero(labels.any(axis=1))
     became = "kept" if unannotated == "keep" else "left out"
@@ -152,7 +160,7 @@ def read_coco(folder, *, split="val2017", annotations=None, images=None, unannot
         files, labels = [files[i] for i in annotated], labels[annotated]
         texts = texts and [texts[i] for i in annotated]
     missing = sum(not text for text in texts or ())
-    if missing:
+    if missing and captions is not None:
         remarks.append(f"{missing:,} images have no caption in {printable(captions)}")
     return read_files(
         f"{printable(folder)}, split={split}",
@@ -201,7 +209,13 @@ def _coco_captions(path, row):
     return [first[image]["caption"].strip() if image in first else "" for image in row]
 
 
-def read_nus_wide(folder, *, split="train", lists="official", images=None):
+def read_nus_wide(
+    folder: str | os.PathLike,
+    *,
+    split: str = "train",
+    lists: str = "official",
+    images: str | os.PathLike | None = None,
+) -> Source:
     """A `Source` of NUS-WIDE with its 81 concepts, in one of the four splits that papers mix.
 
     Args:
@@ -295,12 +309,12 @@ def _read_array(path):
     return array
 
 
-def as_text(value):
+def as_text(value: object) -> str:
     """Bytes as UTF-8, anything else as it prints."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def first_line(error):
+def first_line(error: BaseException) -> str:
     """The first line of what an exception says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
 

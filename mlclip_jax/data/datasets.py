@@ -2,12 +2,13 @@
 
 import difflib
 import inspect
+import os
 import re
 from pathlib import Path
 
 from mlclip_jax.data.benchmarks import read_coco, read_nus_wide, read_voc
 from mlclip_jax.data.images import printable
-from mlclip_jax.data.sources import read_folder
+from mlclip_jax.data.sources import Source, read_folder
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.data.tfds import read_tfds
 from mlclip_jax.errors import InputError
@@ -22,7 +23,7 @@ FORMATS = {
 SPLIT_OPTIONS = ("ratio", "part", "seed", "stratified")
 
 
-def open_images(spec):
+def open_images(spec: str | os.PathLike) -> Source:
     """The `Source` that a line of text names.
 
     "photographs" is a folder; "FORMAT:PATH", or "FORMAT:PATH,option=value,...", one of `FORMATS`, with the

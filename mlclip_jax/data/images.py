@@ -18,7 +18,7 @@ class UnreadableImage(InputError):
     """An image that cannot be used; the message is the reason, and does not name it."""
 
 
-def read_file(path):
+def read_file(path: str | os.PathLike) -> bytes:
     """The bytes of an image file.
 
     Raises:
@@ -36,7 +36,7 @@ def read_file(path):
     return data
 
 
-def decode_image(data, at_least=None):
+def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
     """Decodes a file's bytes to an upright 8-bit RGB `PIL.Image`, see `upright_rgb`; a film's first frame.
 
     libjpeg-turbo decodes plain JPEG files, to the same pixels as Pillow; Pillow the rest, and those that are
@@ -65,7 +65,7 @@ def decode_image(data, at_least=None):
         raise UnreadableImage(f"{error or type(error).__name__}") from error
 
 
-def read_image(path, at_least=None):
+def read_image(path: str | os.PathLike, at_least: int | None = None) -> Image.Image:
     """Decodes a file to an upright 8-bit RGB `PIL.Image`, see `decode_image`.
 
     Raises:
@@ -77,7 +77,7 @@ def read_image(path, at_least=None):
         raise InputError(f"cannot read image {printable(path)}: {error}; repair or remove it") from error
 
 
-def upright_rgb(image):
+def upright_rgb(image: Image.Image) -> Image.Image:
     """A `PIL.Image` of any mode as an upright one in 8-bit RGB.
 
     Turned by its EXIF orientation. 16-bit grey is scaled by 255 / 65535 (Pillow itself would clip it); CMYK
@@ -101,7 +101,7 @@ def upright_rgb(image):
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def printable(name):
+def printable(name: str | bytes | os.PathLike) -> str:
     r"""A file's name as text that every terminal and file takes: bytes that are no UTF-8 as `\xe9`."""
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -4,10 +4,12 @@ import functools
 import json
 import os
 import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int, Int32
 
 from mlclip_jax.data.images import UnreadableImage
 from mlclip_jax.errors import InputError
@@ -18,7 +20,9 @@ MAX_SKIPPED = 0.01  # of all images, by default
 SHOWN = 3  # skipped images in a message
 
 
-def batch_indices(seed, step, num_examples, batch_size, stream=Stream.ORDER):
+def batch_indices(
+    seed: int, step: int, num_examples: int, batch_size: int, stream: Stream = Stream.ORDER
+) -> Int32[np.ndarray, " B"]:
     """The examples of global batch `step`: a function of position alone, so that resuming needs no state.
 
     Each epoch is a fresh permutation of all examples; a batch may span the end of one and the start of the
@@ -68,17 +72,26 @@ class TrainingOrder:
       process, num_processes: whose share; the processes' number must divide the batch.
     """
 
-    def __init__(self, seed, num_examples, batch_size, first, end, process=0, num_processes=1):
+    def __init__(
+        self,
+        seed: int,
+        num_examples: int,
+        batch_size: int,
+        first: int,
+        end: int,
+        process: int = 0,
+        num_processes: int = 1,
+    ) -> None:
         if batch_size % num_processes:
             raise InputError(f"a batch of {batch_size} cannot be split over {num_processes} processes")
         self._order = seed, num_examples, batch_size
         self._share = batch_size // num_processes
         self._first, self._end, self._process = first, end, process
 
-    def __len__(self):
+    def __len__(self) -> int:
         return (self._end - self._first) * self._share
 
-    def __getitem__(self, number):
+    def __getitem__(self, number: int) -> tuple[int, int]:
         step, offset = divmod(number, self._share)
         step, offset = self._first + step, self._process * self._share + offset
         seed, num_examples, batch_size = self._order
@@ -100,16 +113,22 @@ class OnceOrder:
       process, num_processes: whose share; the processes' number must divide the batch.
     """
 
-    def __init__(self, indices, batch_size, process=0, num_processes=1):
+    def __init__(
+        self,
+        indices: Sequence[int] | Int[np.ndarray, " N"],
+        batch_size: int,
+        process: int = 0,
+        num_processes: int = 1,
+    ) -> None:
         if batch_size % num_processes:
             raise InputError(f"a batch of {batch_size} cannot be split over {num_processes} processes")
         self._indices, self._batch_size = indices, batch_size
         self._share, self._process = batch_size // num_processes, process
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-len(self._indices) // self._batch_size) * self._share
 
-    def __getitem__(self, number):
+    def __getitem__(self, number: int) -> tuple[int, int]:
         batch, offset = divmod(number, self._share)
         position = batch * self._batch_size + self._process * self._share + offset
         return position, int(self._indices[position]) if position < len(self._indices) else -1
@@ -129,7 +148,16 @@ class Batch(NamedTuple):
     skipped: tuple
 
 
-def read_batches(source, order, batch_size, prepare, *, replace=None, num_threads=None, num_workers=0):
+def read_batches(
+    source: Any,
+    order: TrainingOrder | OnceOrder,
+    batch_size: int,
+    prepare: Callable[[Any, int], dict],
+    *,
+    replace: int | None = None,
+    num_threads: int | None = None,
+    num_workers: int = 0,
+) -> Generator[Batch]:
     """Reads examples in an order, in batches, ahead of their use; what comes depends on the order alone.
 
     Args:
@@ -148,7 +176,8 @@ def read_batches(source, order, batch_size, prepare, *, replace=None, num_thread
     import grain
 
     num_threads = num_threads or _usable_cores()
-    dataset = grain.MapDataset.source(order).map(_Read(source, prepare, replace))
+    sequence: Any = order
+    dataset = grain.MapDataset.source(sequence).map(_Read(source, prepare, replace))
     if num_workers:
         _mark_flags_as_parsed()
         # Whole batches are dealt out to the processes: single examples would make up others.
@@ -219,11 +248,16 @@ class Skipped:
       reasons: dict from indices to reasons.
     """
 
-    def __init__(self, names, path, max_fraction=MAX_SKIPPED):
+    def __init__(
+        self,
+        names: Sequence,
+        path: str | os.PathLike | None,
+        max_fraction: float = MAX_SKIPPED,
+    ) -> None:
         self.names, self.path, self.max_fraction = names, path, max_fraction
         self.reasons = {}
 
-    def add(self, pairs):
+    def add(self, pairs: Iterable[tuple[int, str]]) -> None:
         """Notes examples by (index, reason).
 
         Raises:
@@ -239,7 +273,7 @@ class Skipped:
                 f"max_skipped={self.max_fraction:g} allows fewer: {', '.join(shown)}{listed}"
             )
 
-    def write(self):
+    def write(self) -> None:
         """Writes the report, a line for each image, in their order; none where all could be read."""
         if self.path is None:
             return
@@ -250,15 +284,15 @@ class Skipped:
             for index, reason in sorted(self.reasons.items()):
                 file.write(json.dumps({"name": self.names[index], "reason": reason}) + "\n")
 
-    def read(self, path=None):
+    def read(self, path: str | os.PathLike | None = None) -> None:
         """Takes over the report of the part of a run that came before, or of another process, at `path`."""
-        path = Path(path or self.path)
+        path = Path(path or self.path or "")
         if path.is_file():
             known = {name: index for index, name in enumerate(self.names)}
             lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
             self.add((known[line["name"]], line["reason"]) for line in lines if line["name"] in known)
 
-    def __str__(self):
+    def __str__(self) -> str:
         listed = f"{self.path} lists them" if self.path else ", ".join(self.names[i] for i in self.reasons)
         return (
             f"{len(self.reasons)} of {len(self.names)} images could not be read and were left out: {listed}"

@@ -8,6 +8,8 @@ import csv
 import functools
 import hashlib
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,7 +129,16 @@ class Scenes:
       InputError: there is no such object, or a setting is out of range.
     """
 
-    def __init__(self, seed, number, *, label_names=LABELS, side=64, difficulty=DEFAULT, partial=0.5):
+    def __init__(
+        self,
+        seed: int,
+        number: int,
+        *,
+        label_names: Sequence[str] = LABELS,
+        side: int = 64,
+        difficulty: Difficulty = DEFAULT,
+        partial: float = 0.5,
+    ) -> None:
         icons = ICONS | OTHER_ICONS
         unknown = [name for name in label_names if name not in icons]
         if unknown:
@@ -144,19 +155,19 @@ class Scenes:
         self._number = number
         self._sizes = tuple(round(side * size) for size in (difficulty.min_size, difficulty.max_size))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._number
 
     @property
-    def names(self):
+    def names(self) -> range:
         """The scenes' numbers."""
         return range(len(self))
 
-    def cut(self, number):
+    def cut(self, number: int) -> int:
         """The index from which to hold out `number` scenes."""
         return len(self) - number
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Example:
         if not 0 <= index < self._number:
             raise IndexError(f"scene {index} of {self._number}")
         # A counter-based generator: its state is its position, and costs nothing to make.
@@ -220,7 +231,7 @@ class Scenes:
         return fill(template, [self.label_names[label] for label in present])
 
 
-def write_scenes(scenes, folder):
+def write_scenes(scenes: Scenes, folder: str | os.PathLike) -> None:
     """Writes scenes as `images/000000.jpg`, ..., and `labels.csv` (filename, labels, caption) beside them.
 
     The JPEGs are nearly lossless: quality 95, without chroma subsampling.
@@ -240,7 +251,7 @@ def write_scenes(scenes, folder):
         table.writerow(["filename", "labels", "caption"])
         for index in range(len(scenes)):
             scene, name = scenes[index], f"{index:06}.jpg"
-            Image.fromarray(scene.image).save(folder / "images" / name, quality=95, subsampling=0)
+            Image.fromarray(np.asarray(scene.image)).save(folder / "images" / name, quality=95, subsampling=0)
             present = [scenes.label_names[label] for label in np.flatnonzero(scene.labels)]
             table.writerow([name, "|".join(present), scene.caption])
 

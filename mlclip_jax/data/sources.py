@@ -3,10 +3,13 @@
 import functools
 import hashlib
 import json
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int, Int8
 from PIL import Image
 
 from mlclip_jax.data.images import printable, read_file
@@ -50,8 +53,17 @@ class Source:
     """
 
     def __init__(
-        self, title, names, read, *, labels=None, label_names=(), captions=None, remarks=(), folder=None
-    ):
+        self,
+        title: str,
+        names: Iterable[str],
+        read: Callable[[int], bytes],
+        *,
+        labels: Int8[np.ndarray, "N K"] | None = None,
+        label_names: Iterable[str] = (),
+        captions: Iterable[str] | None = None,
+        remarks: Iterable[str] = (),
+        folder: str | os.PathLike | None = None,
+    ) -> None:
         self.title = title
         self.folder = None if folder is None else str(Path(folder).resolve())
         self.names = tuple(names)
@@ -63,19 +75,19 @@ class Source:
         if not self.names:
             raise InputError(f"{title} holds no image")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Example:
         caption = None if self.captions is None else self.captions[index]
         return Example(self.read(index), self.labels[index], caption, self.names[index])
 
     @functools.cached_property
-    def digest(self):
+    def digest(self) -> str:
         known = json.dumps([self.names, self.label_names, self.captions])
         return hashlib.sha256(known.encode() + np.ascontiguousarray(self.labels).tobytes()).hexdigest()
 
-    def select(self, indices, title=None):
+    def select(self, indices: Iterable[int] | Int[np.ndarray, " N"], title: str | None = None) -> "Source":
         """The examples of these indices, in this order, as a source of their own."""
         indices = [int(i) for i in indices]
         return Source(
@@ -89,7 +101,7 @@ class Source:
             folder=self.folder,
         )
 
-    def changes(self):
+    def changes(self) -> str:
         """SHA-256 of the sizes and times of all files, which tell whether one was replaced."""
         if self.folder is None:
             return ""
@@ -102,7 +114,7 @@ class Source:
                 times.update(b"- ")
         return times.hexdigest()
 
-    def cut(self, number):
+    def cut(self, number: int) -> int:
         """The index from which to hold out at least `number` examples, so that no image is on both sides.
 
         The rows of one image must be neighbours, as those of `read_table` are.
@@ -113,7 +125,7 @@ class Source:
         return start
 
 
-def read_files(title, folder, names, **known):
+def read_files(title: str, folder: str | os.PathLike, names: Sequence[str], **known: Any) -> Source:
     """A `Source` of files below a folder, by their paths in it."""
     names = list(names)
     return Source(
@@ -121,7 +133,7 @@ def read_files(title, folder, names, **known):
     )
 
 
-def read_folder(folder):
+def read_folder(folder: str | os.PathLike) -> Source:
     """A `Source` of the images below a folder, sorted by path, unlabelled.
 
     Raises:
@@ -136,7 +148,7 @@ def read_folder(folder):
     return read_files(printable(folder), folder, names, remarks=remarks)
 
 
-def list_images(folder):
+def list_images(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
     """The image files below a folder, sorted by path, and the files there that are not images.
 
     Judged by their names alone; a directory or a pipe with the name of an image is among the images.
@@ -159,7 +171,7 @@ def list_images(folder):
     return images, others
 
 
-def read_lines(path):
+def read_lines(path: str | os.PathLike) -> list[str]:
     """The non-empty lines of a UTF-8 text file, stripped.
 
     Raises:

@@ -5,13 +5,16 @@ import re
 
 import numpy as np
 
+from mlclip_jax.data.sources import Source
 from mlclip_jax.errors import InputError
 
 PARTS = ("train", "test")
 YES_OR_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
-def split_source(source, ratio, part, *, seed=42, stratified=False):
+def split_source(
+    source: Source, ratio: str, part: str, *, seed: str | int = 42, stratified: str | bool | int = False
+) -> Source:
     """One side of a source.
 
     Plain, it is exactly scikit-learn's `train_test_split(test_size=test / 100, random_state=seed)` of the

@@ -3,12 +3,15 @@
 import ast
 import csv
 import json
+import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int8
 
-from mlclip_jax.data.sources import read_files
+from mlclip_jax.data.sources import Source, read_files
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import read_json, read_text
 
@@ -23,7 +26,16 @@ COLUMN_NAMES = {
 VALUES = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "-1": -1, "-1.0": -1, "": -1}
 
 
-def read_table(path, *, images=None, split=None, suffix="", separator=None, names=None, absent=0):
+def read_table(
+    path: str | os.PathLike,
+    *,
+    images: str | os.PathLike | None = None,
+    split: str | None = None,
+    suffix: str = "",
+    separator: str | None = None,
+    names: str | os.PathLike | None = None,
+    absent: str | int = 0,
+) -> Source:
     """A `Source` of the images that a table lists, with labels, captions, or both.
 
     The columns are found by their names, see `COLUMN_NAMES`. Labels are in one column, or else in a column
@@ -89,7 +101,9 @@ def read_table(path, *, images=None, split=None, suffix="", separator=None, name
     )
 
 
-def read_labels(path, names, label_names):
+def read_labels(
+    path: str | os.PathLike, names: Sequence[str], label_names: Sequence[str]
+) -> Int8[np.ndarray, "N K"]:
     """Labels of images by name, from a table; see `read_table`.
 
     Args:
@@ -124,7 +138,9 @@ def read_labels(path, names, label_names):
     return labels_in_order(labels, table.label_names, label_names)
 
 
-def labels_in_order(labels, given, wanted):
+def labels_in_order(
+    labels: Int8[np.ndarray, "N M"], given: Sequence[str], wanted: Sequence[str]
+) -> Int8[np.ndarray, "N K"]:
     """Columns of labels `(N, len(given))` as those of other names `(N, len(wanted))`; unnamed ones are 0."""
     column = {name: k for k, name in enumerate(given)}
     ordered = np.zeros((len(labels), len(wanted)), np.int8)

@@ -1,5 +1,6 @@
 """TensorFlow Datasets, without TensorFlow."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,13 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.progress import progress_bar
 
 
-def read_tfds(name, *, split="train", data_dir=None, labels=None):
+def read_tfds(
+    name: str | os.PathLike,
+    *,
+    split: str = "train",
+    data_dir: str | os.PathLike | None = None,
+    labels: str | None = None,
+) -> Source:
     """A `Source` of one of TensorFlow Datasets, prepared as ArrayRecord or Parquet. It takes no TensorFlow.
 
     The images are the files that were put in, to the byte.

@@ -1,11 +1,14 @@
 """The two ways in which one per-device function runs on every device: `shard_map` and `pmap`."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from mlclip_jax.distributed.sharding import AXIS, replicated
@@ -13,7 +16,7 @@ from mlclip_jax.distributed.sharding import AXIS, replicated
 MODES = ("shard_map", "pmap")
 
 
-def sum_over_devices(tree, fuse_allreduce=True):
+def sum_over_devices(tree: Any, fuse_allreduce: bool = True) -> Any:
     """`jax.lax.psum` of a tree of arrays over the axis `"data"`, of one device's step.
 
     Args:
@@ -42,7 +45,14 @@ def sum_over_devices(tree, fuse_allreduce=True):
     return jax.tree.unflatten(structure, sums)
 
 
-def data_parallel(chunk, mode, mesh, *, split_data=False, state_shardings=None):
+def data_parallel(
+    chunk: Callable[..., tuple[Any, Any]],
+    mode: str,
+    mesh: Mesh,
+    *,
+    split_data: bool = False,
+    state_shardings: Any = None,
+) -> Callable[..., tuple[Any, Any]]:
     """Runs a per-device chunk of training steps on every device of a mesh, over all processes.
 
     Args:

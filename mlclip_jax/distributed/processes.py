@@ -6,10 +6,13 @@ import json
 import os
 import secrets
 import sys
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax.experimental import multihost_utils
 
 from mlclip_jax import progress
@@ -20,7 +23,7 @@ WEEK = 7 * 24 * 3600
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 
-def start_processes(values, *, independent=False):
+def start_processes(values: flags.FlagValues, *, independent: bool = False) -> None:
     """Makes this process one of several, if the flags of `define_process_flags` say so.
 
     Comes before any use of a device. Only the first process prints results and progress; all print errors.
@@ -48,7 +51,7 @@ def start_processes(values, *, independent=False):
             f"invalid --process_id={given['process_id']}: of {given['num_processes']} processes "
             f"the last is {given['num_processes'] - 1}"
         )
-    how = {"shutdown_timeout_seconds": WEEK} if independent else {}
+    how: dict[str, Any] = {"shutdown_timeout_seconds": WEEK} if independent else {}
     if given:
         names = {"coordinator": "coordinator_address"}
         how |= {names.get(name, name): value for name, value in given.items()}
@@ -71,13 +74,13 @@ def start_processes(values, *, independent=False):
         progress.silence()
 
 
-def is_first():
+def is_first() -> bool:
     """Whether this process is the one that prints and writes files for all of them."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def all_or_none():
+def all_or_none() -> Generator[None]:
     """What fails in this block on one process fails on all, so that none waits for another for ever.
 
     Every process must come here. Such blocks may be nested; nothing else within them may wait for the others.
@@ -97,15 +100,15 @@ def all_or_none():
         raise _announced[0]
 
 
-_announced = []  # the failure that all processes know of, once there is one
+_announced: list[BaseException] = []  # the failure that all processes know of, once there is one
 
 
-def is_announced(error):
+def is_announced(error: BaseException) -> bool:
     """Whether all processes know of a failure, and end because of it."""
     return any(error is known for known in _announced)
 
 
-def check_shared(folder):
+def check_shared(folder: str | os.PathLike) -> None:
     """Refuses a folder that not all processes see, as each has one of that name on its own disk.
 
     Raises:
@@ -127,7 +130,7 @@ def check_shared(folder):
             sign.unlink()
 
 
-def check_alike(*content):
+def check_alike(*content: object) -> None:
     """Refuses processes of one run that were given different configs or data.
 
     Args:
@@ -148,7 +151,7 @@ def check_alike(*content):
 
 
 @contextlib.contextmanager
-def held_by_this_run(folder):
+def held_by_this_run(folder: str | os.PathLike) -> Generator[None]:
     """`files.locked` for all processes of this run: the first holds the folder.
 
     Raises:
@@ -161,13 +164,13 @@ def held_by_this_run(folder):
         yield
 
 
-def all_processes(holds):
+def all_processes(holds: bool) -> bool:
     """Whether something holds on every process; all of them must ask."""
     if jax.process_count() == 1:
         return bool(holds)
     return bool(multihost_utils.process_allgather(np.array(holds)).all())
 
 
-def broadcast_from_first(value):
+def broadcast_from_first(value: Any) -> Any:
     """The first process's `value`, an array or number, on every process."""
     return multihost_utils.broadcast_one_to_all(value) if jax.process_count() > 1 else value

@@ -1,18 +1,21 @@
 """Meshes, and how arrays lie on their devices."""
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Shaped
 
 AXIS = "data"
 LABEL_AXIS = "labels"
 
 
-def make_mesh(devices=None, label_shards=1):
+def make_mesh(devices: Sequence[jax.Device] | None = None, label_shards: int = 1) -> Mesh:
     """A mesh over `devices` (all by default), with the axes `"data"` and `"labels"`.
 
     Args:
@@ -29,7 +32,7 @@ def make_mesh(devices=None, label_shards=1):
     )
 
 
-def describe_mesh(mesh, batch_size):
+def describe_mesh(mesh: Mesh, batch_size: int) -> str:
     """What a run runs on, in a line: devices, processes, mesh, global and per-device batch."""
     kind = mesh.devices.flat[0].device_kind
     shape = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items())
@@ -45,12 +48,12 @@ def _counted(number, noun):
     return f"{number} {noun if number == 1 else plural}"
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
-def split_widest(mesh, array):
+def split_widest(mesh: Mesh, array: Shaped[Array | np.ndarray, "..."]) -> NamedSharding:
     """The sharding of an array that is split along the largest of the dimensions that the devices divide."""
     sizes = [(size, axis) for axis, size in enumerate(array.shape) if size % mesh.size == 0]
     if not sizes:
@@ -59,7 +62,7 @@ def split_widest(mesh, array):
     return NamedSharding(mesh, P(*[None] * axis, mesh.axis_names))
 
 
-def split_rows(mesh, labels_axis=None):
+def split_rows(mesh: Mesh, labels_axis: int | None = None) -> NamedSharding:
     """The sharding of an array whose first dimension is split over the devices, each with rows of its own.
 
     A later one, `labels_axis`, may go over the labels, and be split as they are.
@@ -69,12 +72,12 @@ def split_rows(mesh, labels_axis=None):
     return NamedSharding(mesh, P(AXIS, *[None] * (labels_axis - 1), LABEL_AXIS))
 
 
-def split_labels(mesh, axis):
+def split_labels(mesh: Mesh, axis: int) -> NamedSharding:
     """The sharding of an array whose dimension `axis` goes over the labels, and is split as they are."""
     return NamedSharding(mesh, P(*[None] * axis, LABEL_AXIS))
 
 
-def split_by_labels(mesh, tree, label_axes):
+def split_by_labels(mesh: Mesh, tree: dict, label_axes: Mapping[str, int]) -> dict:
     """The shardings of a nested dict of arrays: those that go over the labels are split as these are.
 
     Args:
@@ -93,7 +96,7 @@ def split_by_labels(mesh, tree, label_axes):
     return jax.tree.map_with_path(sharding_of, tree)
 
 
-def place(tree, shardings):
+def place(tree: Any, shardings: Any) -> Any:
     """Puts arrays of the host on the devices of all processes.
 
     Args:
@@ -110,7 +113,7 @@ def place(tree, shardings):
     return jax.tree.map(place_one, tree, shardings)
 
 
-def place_shares(tree, size, mesh):
+def place_shares(tree: Any, size: int, mesh: Mesh) -> Any:
     """What `data_parallel` takes as `data` with `split_data`, of arrays of which each process gives its part.
 
     Args:
@@ -127,7 +130,7 @@ def place_shares(tree, size, mesh):
     return jax.tree.map(place_one, tree)
 
 
-def local_copy(tree, mesh):
+def local_copy(tree: Any, mesh: Mesh) -> Any:
     """Arrays that lie on the devices of all processes, whole on the first of this process's own.
 
     Every process must call this, as it may have to ask the others.
@@ -142,7 +145,7 @@ def _gathering(mesh):
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
-def own_rows(number, multiple):
+def own_rows(number: int, multiple: int) -> slice:
     """Which of `number` rows are this process's: a slice, whose length is a multiple but at the end."""
     start = jax.process_index() * _share(number, multiple)
     return slice(min(start, number), min(start + _share(number, multiple), number))
@@ -152,7 +155,7 @@ def _share(number, multiple):
     return -(-number // (multiple * jax.process_count())) * multiple
 
 
-def gather_rows(rows, number, multiple):
+def gather_rows(rows: Shaped[np.ndarray, "M ..."], number: int, multiple: int) -> Shaped[np.ndarray, "N ..."]:
     """All `number` rows, of which each process gives those that `own_rows` says, as a NumPy array."""
     if jax.process_count() == 1:
         return np.asarray(rows)

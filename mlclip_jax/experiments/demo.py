@@ -77,13 +77,13 @@ def demo(workdir: str | os.PathLike, num_seeds: int = 1) -> list[list[str]]:
     start = time.monotonic()
     class_embeddings = next(iter(runs.values()))[0].class_embeddings
     images = _labelled(workdir, "test", split, class_embeddings)
-    figures = {COSINE: [score(cosine_scores(images.vectors, class_embeddings.vectors), images)]}
+    figures = {COSINE: [score(_cosines(images, class_embeddings), images)]}
     seconds[COSINE] = [time.monotonic() - start]
     for method, own in runs.items():
         figures[method] = [score(run.score(images), images) for run in own]
     other_texts = embed_names(backbone, OTHER_LABELS, CLASS_TEMPLATE)
     other = _labelled(workdir, "other", split, other_texts)
-    other_figure = score(cosine_scores(other.vectors, other_texts.vectors), other)
+    other_figure = score(_cosines(other, other_texts), other)
 
     first_set, second_set = f"{len(LABELS)} labels", f"{len(OTHER_LABELS)} other labels"
     rows = [
@@ -92,7 +92,7 @@ def demo(workdir: str | os.PathLike, num_seeds: int = 1) -> list[list[str]]:
     ]
     rows.append([COSINE, trained_on[COSINE], second_set, f"{other_figure:.1f}", "0"])
     table = markdown_table(["method", "trained on", "scored on", "mAP", "seconds"], rows)
-    gap = float(modality_gap(images.vectors, class_embeddings.vectors))
+    gap = float(modality_gap(*map(np.asarray, (images.vectors, class_embeddings.vectors))))
     notes = [
         f"{PROTOCOLS['ap']}; {len(images)} unseen scenes for each set of labels, 64x64 pixels.",
         f"Backbone: {BACKBONE}, prompt {CLASS_TEMPLATE!r}; distance between the modalities' means {gap:.2f}.",
@@ -119,6 +119,10 @@ def _train_and_time(config, folder):
 def _labelled(workdir, name, split, class_embeddings):
     source = {"embeddings": split[name], "labels": workdir / name / "labels.csv"}
     return read_images(source, class_embeddings)
+
+
+def _cosines(images, classes):
+    return cosine_scores(np.asarray(images.vectors), np.asarray(classes.vectors))
 
 
 def _in_seconds(durations):

@@ -112,7 +112,7 @@ def _scenes(workdir, name, backbone):
     texts = embed_names(backbone, FOLDERS[name][2], CLASS_TEMPLATE)
     source = {"embeddings": path, "labels": workdir / name / "labels.csv"}
     images = read_images(source, texts, reads=FEATURES)
-    return images, cosine_scores(images.vectors, texts.vectors)
+    return images, cosine_scores(*map(np.asarray, (images.vectors, texts.vectors)))
 
 
 def _train(workdir, variant, fraction, seed, trained_on):

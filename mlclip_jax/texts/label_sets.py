@@ -1,14 +1,16 @@
 """Names of labels, and which of them each training text is about."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int8
 
 from mlclip_jax.errors import InputError
 from mlclip_jax.streams import Stream
 
 
-def check_label_names(names, where):
+def check_label_names(names: object, where: object) -> None:
     """Refuses what are no names of labels.
 
     Args:
@@ -18,7 +20,7 @@ def check_label_names(names, where):
     Raises:
       InputError: they are not.
     """
-    if isinstance(names, str) or not len(names):
+    if isinstance(names, str) or not isinstance(names, Sequence) or not len(names):
         raise InputError(f"{where} must be a list of names; got {names!r}")
     for name in names:
         if not isinstance(name, str) or not name.strip():
@@ -28,7 +30,7 @@ def check_label_names(names, where):
         raise InputError(f"{where} names {name!r} more than once; every class needs a name of its own")
 
 
-def sample_label_sets(seed, number, num_labels, max_labels):
+def sample_label_sets(seed: int, number: int, num_labels: int, max_labels: int) -> Int8[np.ndarray, "N K"]:
     """Draws label sets: every label once alone, then sets of 1 to `max_labels` distinct labels.
 
     The size of a drawn set is uniform, and so is its content given its size.

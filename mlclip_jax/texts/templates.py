@@ -5,8 +5,11 @@ Source of the idea: TaI-Adapter, section 4.3.1, prompt-based text generation ("t
 
 import functools
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int8
 
 from mlclip_jax.errors import InputError
 from mlclip_jax.streams import Stream
@@ -45,7 +48,12 @@ SINGULAR_NOUNS = frozenset("autobus bus chess fish gas glass lens omnibus sheep 
 CLASS_TEMPLATE = "a photo of {labels}."  # the prompt of plain zero-shot classification
 
 
-def write_texts(label_sets, label_names, seed, templates=TEMPLATES):
+def write_texts(
+    label_sets: Int8[np.ndarray, "N K"],
+    label_names: Sequence[str],
+    seed: int,
+    templates: Sequence[str] = TEMPLATES,
+) -> list[str]:
     """One sentence for each set of labels.
 
     Args:
@@ -61,12 +69,12 @@ def write_texts(label_sets, label_names, seed, templates=TEMPLATES):
     texts = []
     for labels in label_sets:
         present = generator.permutation(np.flatnonzero(labels))
-        template = templates[generator.integers(len(templates))]
+        template = templates[int(generator.integers(len(templates)))]
         texts.append(fill(template, [label_names[label] for label in present]))
     return texts
 
 
-def fill(template, labels):
+def fill(template: str, labels: Sequence[str]) -> str:
     """Writes labels into a template.
 
     Args:
@@ -81,7 +89,7 @@ def fill(template, labels):
     return template.format_map({"labels": enumeration, "is": verb})
 
 
-def check_template(template):
+def check_template(template: str) -> None:
     """Refuses a template that `fill` could not fill, or that has no place for the labels.
 
     Raises:
@@ -102,7 +110,7 @@ def check_template(template):
 
 
 @functools.cache
-def noun_phrase(name):
+def noun_phrase(name: str) -> str:
     """A label's name with its article, if it takes one: "an umbrella", "scissors", "broccoli"."""
     spaced = _spaced(name)
     return spaced if _is_plural(name) or _head(name) in MASS_NOUNS else _inflect().a(spaced)
@@ -130,9 +138,10 @@ def _inflect():
 
     # When inflect is imported, typeguard rewrites all of it to check the types of arguments: two seconds of
     # every start, and ours are strings.
-    typechecked, typeguard.typechecked = typeguard.typechecked, typeguard.typeguard_ignore
+    changed: Any = typeguard
+    typechecked, changed.typechecked = typeguard.typechecked, typeguard.typeguard_ignore
     try:
         import inflect
     finally:
-        typeguard.typechecked = typechecked
+        changed.typechecked = typechecked
     return inflect.engine()

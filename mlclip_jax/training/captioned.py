@@ -41,7 +41,7 @@ def open_source(config: ConfigDict) -> Source | Scenes:
 def first_captions(source: Source | Scenes, number: int) -> Sequence[str]:
     """The captions of the first examples."""
     if isinstance(source, Scenes):
-        return [source[i].caption for i in range(number)]
+        return [source[i].caption or "" for i in range(number)]
     return (source.captions or ())[:number]
 
 

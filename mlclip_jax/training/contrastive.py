@@ -47,7 +47,7 @@ def contrastive_sum(
     all_images, all_texts = jax.lax.all_gather((images, texts), AXIS, tiled=True)
 
     def cross_entropy(queries, candidates):
-        logits = scale * jnp.matmul(queries, candidates.T, precision="highest")
+        logits = jnp.asarray(scale) * jnp.matmul(queries, candidates.T, precision="highest")
         matching = jnp.take_along_axis(logits, own[:, None], axis=1)[:, 0]
         return jax.nn.logsumexp(logits, axis=1) - matching
 

@@ -174,7 +174,9 @@ def read_training_texts(
         )
     labels = sample_label_sets(config.seed, config.texts.number, num_labels, config.texts.max_labels)
     if "class_embeddings" in config.texts:
-        return Embeddings({"text": mix_class_embeddings(labels, class_embeddings.vectors)}, labels=labels)
+        return Embeddings(
+            {"text": mix_class_embeddings(labels, np.asarray(class_embeddings.vectors))}, labels=labels
+        )
     texts = tuple(write_texts(labels, label_names, config.seed))
     path = workdir / "texts.npz"  # encoding takes minutes: done once per run
     with all_or_none():

@@ -31,9 +31,13 @@ def folder(tmp_path):
     return tmp_path
 
 
+def read_nothing(_):
+    raise AssertionError("nothing is to be read")
+
+
 def a_source(**known):
     names = [f"{number}.png" for number in range(len(LABELS))]
-    return Source("four images", names, None, **{"labels": LABELS, "label_names": NAMES, **known})
+    return Source("four images", names, read_nothing, **{"labels": LABELS, "label_names": NAMES, **known})
 
 
 def shown(path):
@@ -68,7 +72,7 @@ def test_figures_are_those_counted_by_hand():
 
 def test_where_the_other_label_is_unknown_nothing_is_likely():
     labels = np.array([[1, 1], [1, 1], [1, 0], [1, -1], [1, -1], [-1, 1]], np.int8)
-    source = Source("x", map(str, range(6)), None, labels=labels, label_names=("cat", "dog"))
+    source = Source("x", map(str, range(6)), read_nothing, labels=labels, label_names=("cat", "dog"))
     assert re.search(r"\| cat \| dog +\| +2 \| +0.67 \| +1.00 \|$", describe(source))
 
 
@@ -77,7 +81,7 @@ def test_the_captions_of_an_image_count_once():
     source = Source(
         "captions",
         ["a", "b", "b", "b"],
-        None,
+        read_nothing,
         labels=np.array([[0, 1], [0, -1], [1, -1], [0, 0]], np.int8),
         label_names=("cat", "dog"),
         captions=["A dog.", "A big cat", "cat", "A  cat, a\tcat"],
@@ -96,7 +100,7 @@ def test_the_captions_of_an_image_count_once():
 
 
 def test_names_that_repeat_are_told():
-    source = Source("x", ["a", "b", "a"], None)
+    source = Source("x", ["a", "b", "a"], read_nothing)
     assert describe(source).splitlines() == [
         "x",
         "  images  3",
@@ -109,7 +113,7 @@ def test_of_many_labels_the_ends_are_shown():
     number = 240
     labels = np.tril(np.ones((number, number), np.int8))  # label k is in number - k images
     names = [f"label {k}" for k in range(number)]
-    text = describe(Source("x", map(str, range(number)), None, labels=labels, label_names=names))
+    text = describe(Source("x", map(str, range(number)), read_nothing, labels=labels, label_names=names))
     assert "The 50 most and the 10 least frequent of 240 labels." in text
     there = [int(k) for k in re.findall(r"^\| label (\d+) +\| +\d+ \| +\d", text, re.MULTILINE)]
     assert there == [*range(50), *range(230, 240)]
@@ -117,7 +121,7 @@ def test_of_many_labels_the_ends_are_shown():
     assert len(pairs) == 10
     assert [int(n) for *_, n in pairs] == [number - k for k in (1, 2, 2, 3, 3, 3, 4, 4, 4, 4)]
     whole = describe(
-        Source("x", map(str, range(number)), None, labels=labels[:, :100], label_names=names[:100])
+        Source("x", map(str, range(number)), read_nothing, labels=labels[:, :100], label_names=names[:100])
     )
     assert "least frequent" not in whole
     assert "| label 99 |" in whole

@@ -205,9 +205,9 @@ def test_operations_are_drawn_alike_and_their_signs_too(monkeypatch):
         for name, (_, strongest, either_sign) in OPERATIONS.items()
     }
     monkeypatch.setattr(augmentation, "OPERATIONS", noting)
-    random = np.random.default_rng(0)
+    random, image = np.random.default_rng(0), Image.new("RGB", (4, 4))
     for _ in range(1400):
-        rand_augment(random, None, num_ops=2, magnitude=15)
+        rand_augment(random, image, num_ops=2, magnitude=15)
     assert len(drawn) == 2800
     for name, (_, strongest, either_sign) in noting.items():
         values = [value for own, value in drawn if own == name]

@@ -144,6 +144,7 @@ def test_yes_and_no_are_read():
         ({"ratio": "1/99"}, "a split 1/99 of images, 60 images, leaves none to train on; give more images"),
     ],
 )
+@pytest.mark.usefixtures("types_unchecked")
 def test_what_cannot_be_split_is_refused(given, message):
     source = a_source(60, np.ones((60, 2)))
     with pytest.raises(InputError, match=re.escape(message)):
