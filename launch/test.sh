@@ -18,4 +18,5 @@ fi
 source launch/install.sh "$extras"
 "$venv/bin/ruff" check --quiet .
 "$venv/bin/ruff" format --quiet --check .
+"$venv/bin/ty" check --quiet --output-format concise --python "$venv"
 exec "$venv/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder --durations=10 "$@"

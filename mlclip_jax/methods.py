@@ -20,7 +20,6 @@ What else its class declares:
   is: a frozen tower inside a method stays frozen. Its `Frozen` variables are never trained.
 """
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mlclip_jax.errors import InputError
+from mlclip_jax.options import nearest
 
 METHODS = {
     "tai": "mlclip_jax.adapters.tai.TaIAdapter",
@@ -72,13 +72,13 @@ def find(settings: Mapping | ConfigDict) -> Method:
     given = dict(settings)
     name = given.pop("name", None)
     if name not in METHODS:
-        raise InputError(f"no method {name!r}{_nearest(name, METHODS)}; there are {', '.join(METHODS)}")
+        raise InputError(f"no method {name!r}{nearest(name, METHODS)}; there are {', '.join(METHODS)}")
     made_by = _class_of(name)
     parameters = inspect.signature(made_by.__init__).parameters.values()
     known = {p.name: p.default for p in parameters if p.default is not p.empty}
     for key in given.keys() - known.keys():
         raise InputError(
-            f"{made_by.TITLE} has no setting {key!r}{_nearest(key, known)}; it has {', '.join(known)}"
+            f"{made_by.TITLE} has no setting {key!r}{nearest(key, known)}; it has {', '.join(known)}"
         )
     own = known | given
     return Method(
@@ -111,8 +111,3 @@ def _class_of(name):
 
 def _declared(declared, settings):
     return declared(settings) if callable(declared) else declared
-
-
-def _nearest(name, known):
-    nearest = difflib.get_close_matches(str(name), known, n=1)
-    return f" (did you mean {nearest[0]}?)" if nearest else ""

@@ -1,6 +1,5 @@
 """Recipes: config files, found by path or by name, and the flags that override their values."""
 
-import difflib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from ml_collections.config_dict import placeholder
 
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
+from mlclip_jax.options import nearest, read_options, split_options
 
 Option = str | int | float  # of a recipe
 
@@ -229,22 +229,15 @@ def loss(name: str) -> ConfigDict:
 def read_variant(
     recipe: str, given: str, variants: Sequence[str], options: Mapping[str, Option]
 ) -> tuple[str, dict[str, Option]]:
-    """A variant and its options, `VARIANT,key=value,...`; see `base`."""
-    variant, *rest = given.split(",")
+    """A variant and its options, `VARIANT,key=value,...`; see `base` and `options.py`."""
+    variant, rest = split_options(given)
     variant = variant or variants[0]
     if variant not in variants:
-        raise InputError(f"recipe {recipe} has no variant {variant!r}; it has {', '.join(variants)}")
-    read = dict(options)
-    for option in rest:
-        key, equals, value = option.partition("=")
-        if not equals or key not in options:
-            known = ", ".join(f"{name}={default}" for name, default in options.items()) or "none"
-            raise InputError(f"recipe {recipe} has no option {option!r}; its options, and defaults: {known}")
-        try:
-            read[key] = type(options[key])(value)
-        except ValueError as error:
-            raise InputError(f"recipe {recipe}: {option} is no {type(options[key]).__name__}") from error
-    return variant, read
+        raise InputError(
+            f"recipe {recipe} has no variant {variant!r}{nearest(variant, variants)}; it has "
+            f"{', '.join(variants)}"
+        )
+    return variant, {**options, **read_options(f"recipe {recipe}", rest, options)}
 
 
 def schema(config: ConfigDict) -> ConfigDict:
@@ -350,9 +343,7 @@ def check(
     """
     flat, examples = flat_config(config), flat_config(expected)
     for key in sorted(flat.keys() - examples.keys()):
-        nearest = difflib.get_close_matches(key, examples, n=1)
-        meant = f"did you mean {nearest[0]}?" if nearest else "it may be misspelt"
-        raise InputError(f"the recipe has {key}, which nothing reads; {meant}")
+        raise InputError(f"the recipe has {key}, which nothing reads{nearest(key, examples)}")
     for key in sorted(examples.keys() - flat.keys()):
         raise InputError(f"the recipe lacks {key}")
     for key in required:

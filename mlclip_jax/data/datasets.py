@@ -1,9 +1,7 @@
 """Sets of images by one line of text: `voc:data/VOC2007,split=test`, or a folder."""
 
-import difflib
 import inspect
 import os
-import re
 from pathlib import Path
 
 from mlclip_jax.data.benchmarks import read_coco, read_nus_wide, read_voc
@@ -12,6 +10,7 @@ from mlclip_jax.data.sources import Source, read_folder
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.data.tfds import read_tfds
 from mlclip_jax.errors import InputError
+from mlclip_jax.options import read_options, split_options
 
 FORMATS = {
     "table": read_table,
@@ -27,8 +26,9 @@ def open_images(spec: str | os.PathLike) -> Source:
     """The `Source` that a line of text names.
 
     "photographs" is a folder; "FORMAT:PATH", or "FORMAT:PATH,option=value,...", one of `FORMATS`, with the
-    options of its function. All formats also take `ratio` and `part`, and `seed` and `stratified` with them,
-    to take one side of a split of their examples; see `splits.split_source`.
+    options of its function (`options.py` has the grammar). All formats also take `ratio` and `part`, and
+    `seed` and `stratified` with them, to take one side of a split of their examples; see
+    `splits.split_source`.
 
     For instance "coco:/data/coco,split=val2014,unannotated=drop", or
     "table:label.json,images=photographs,ratio=70/30,part=test".
@@ -47,7 +47,7 @@ def open_images(spec: str | os.PathLike) -> Source:
         if Path(spec).is_file():
             raise InputError(f"{printable(spec)} is a file; give a folder, or its format, one of {formats}")
         return read_folder(spec)
-    path, *given = re.split(r",(?=\w+=)", rest)
+    path, given = split_options(rest)
     if not path:
         raise InputError(f"{printable(spec)!r} names nothing to read after {kind}:")
     options, split = _read_options(kind, given)
@@ -61,23 +61,9 @@ def open_images(spec: str | os.PathLike) -> Source:
 
 def _read_options(kind, given):
     """The options of a format's function, and those of the split."""
-    defaults = {name: own.default for name, own in inspect.signature(FORMATS[kind]).parameters.items()}
-    known = [name for name, default in defaults.items() if default is not inspect.Parameter.empty]
-    known += SPLIT_OPTIONS
-    options = {}
-    for one in given:
-        name, _, value = one.partition("=")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"{kind}: has no option {name!r}; {meant}It has {', '.join(known)}")
-        if name in options:
-            raise InputError(f"{kind}: is given {name}= twice, as {options[name]!r} and {value!r}; give one")
-        if type(defaults.get(name)) is int:
-            if not re.fullmatch(r"[+-]?\d{1,9}", value):
-                raise InputError(f"{kind}: takes a whole number as {name}, not {value!r}")
-            value = int(value)
-        options[name] = value
+    parameters = inspect.signature(FORMATS[kind]).parameters.items()
+    known = {name: own.default for name, own in parameters if own.default is not inspect.Parameter.empty}
+    options = read_options(f"{kind}:", given, known | dict.fromkeys(SPLIT_OPTIONS))
     split = {name: options.pop(name) for name in SPLIT_OPTIONS if name in options}
     missing = [name for name in ("ratio", "part") if split and name not in split]
     if missing:

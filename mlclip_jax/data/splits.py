@@ -7,9 +7,9 @@ import numpy as np
 
 from mlclip_jax.data.sources import Source
 from mlclip_jax.errors import InputError
+from mlclip_jax.options import YES_OR_NO
 
 PARTS = ("train", "test")
-YES_OR_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
 def split_source(

@@ -110,9 +110,9 @@ def test_its_settings_and_options_are_checked(world, tmp_path, capsys):
         (arguments(world, tmp_path, "--config.method.rnak=3"), "did you mean 'rank'?"),
         (
             with_option("rnk=3"),
-            "no option 'rnk=3'; its options, and defaults: loss=binary_cross_entropy, ",
+            "no option 'rnk' (did you mean rank?); its options, and defaults: loss=binary_cross_entropy, ",
         ),
-        (with_option("rank=x"), "rank=x is no int"),
+        (with_option("rank=x"), "takes a whole number as rank, not 'x'"),
     ):
         assert main(command) == 2
         assert message in capsys.readouterr().err

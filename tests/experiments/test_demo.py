@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlclip_jax import recipes
 from mlclip_jax.cli import main
-from mlclip_jax.configs import demo as recipe
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS
 from mlclip_jax.experiments import demo
 
@@ -23,17 +23,17 @@ def demonstrated(tmp_path_factory):
     (folder / "test/images").mkdir(parents=True)
     (folder / "test/images/000000.jpg").write_bytes(b"a file that a stopped demo left")
 
-    def get_config(variant, get_config=recipe.get_config):
-        config = get_config(variant)
+    def short(recipe, read=recipes.read):
+        config = read(recipe)
         config.train.steps = 100
-        if variant != "fc":
+        if not recipe.startswith("demo:fc"):
             config.texts.number = 500
         return config
 
     folders = {name: (seed, number // 20, labels) for name, (seed, number, labels) in demo.FOLDERS.items()}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(demo, "FOLDERS", folders)
-        patched.setattr(recipe, "get_config", get_config)
+        patched.setattr(recipes, "read", short)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             assert main(["demo", f"--workdir={folder}", "--seeds=2"]) == 0
         yield folder, printed.getvalue()

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_clip import config_with, write_clip
 
 import mlclip_jax
-from mlclip_jax import InputError, methods
+from mlclip_jax import InputError, methods, recipes
 from mlclip_jax.cli import main
 from mlclip_jax.configs import ml_decoder, mmm_clip
 from mlclip_jax.embeddings.labelled import read_images
@@ -171,9 +171,9 @@ def test_a_loss_may_be_changed_by_name_alone_and_its_constants_are_recorded(fold
 @pytest.mark.parametrize(
     ("variant", "message"),
     [
-        ("mmm_clip:mdl", "recipe mmm_clip has no variant 'mdl'; it has fc, fc_published, mld, mld_published"),
+        ("mmm_clip:mdl", "recipe mmm_clip has no variant 'mdl' (did you mean mld?); it has fc, fc_pub"),
         ("mmm_clip:mld,loss=asl", "no loss 'asl'; there are binary_cross_entropy"),
-        ("mmm_clip:mld,lr=3", "recipe mmm_clip has no option 'lr=3'; its options, and defaults: loss=binary"),
+        ("mmm_clip:mld,lr=3", "recipe mmm_clip has no option 'lr'; its options, and defaults: loss=binary"),
         ("few_shot:fd", "recipe few_shot has no variant 'fd'"),
     ],
 )
@@ -287,6 +287,7 @@ def test_a_folder_of_images_gives_the_same_run(folder, trained, tmp_path):
     assert losses_of(tmp_path) == losses_of(trained("mld_local")[0])
 
 
+@pytest.mark.usefixtures("types_unchecked")
 @pytest.mark.parametrize("case", ["mld_local", "ml_decoder_text"])
 def test_other_labels_in_one_call(folder, trained, case):
     run = mlclip_jax.load(trained(case)[0])
@@ -369,14 +370,14 @@ def test_calibration_is_refused_on_what_was_trained_on(folder, trained, tmp_path
 
 def test_few_shot_makes_its_table(tmp_path, monkeypatch):
     """A small form of the command: fewer scenes and steps, two methods, one split."""
-    get_config = few_shot.recipe.get_config
+    read = recipes.read
 
-    def short(variant):
-        config = get_config(variant)
+    def short(recipe):
+        config = read(recipe)
         config.train.steps = 20
         return config
 
-    monkeypatch.setattr(few_shot.recipe, "get_config", short)
+    monkeypatch.setattr(recipes, "read", short)
     small = {name: (seed, 40, labels) for name, (seed, _, labels) in few_shot.FOLDERS.items()}
     monkeypatch.setattr(few_shot, "FOLDERS", small)
     variants = {name: few_shot.VARIANTS[name] for name in ("fc", "mld_pooled")}
