@@ -8,7 +8,7 @@
 Variants:
   frozen  random queries that are not trained, as published.
   learnt  the same, trained.
-  text    a query for each label, from its text: labels by other class texts too, once it is trained.
+  text    a query for each label, from its text: labels by other class embeddings too, once it is trained.
 
 `ml_decoder:text,loss=two_way` sets another loss, whose constants are then `config.loss.*`.
 

@@ -11,7 +11,7 @@ Its table 2 (zero-shot, CLIP RN50, 224 pixels, texts by an LLM): mAP 89.0 on VOC
         --config.evaluation.images=photographs --config.evaluation.labels=photographs.csv
 
 Variants:
-  embeddings  texts are mixtures of class-text embeddings; no backbone is loaded.
+  embeddings  texts are mixtures of class embeddings; no backbone is loaded.
   templates   texts are sentences that name 1 to 3 labels, encoded by the backbone.
 
 `tai:embeddings,loss=asymmetric` sets another loss, whose constants are then `config.loss.*`.

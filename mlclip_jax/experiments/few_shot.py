@@ -1,7 +1,7 @@
 """Every image adapter, on few and on many labelled images of the built-in world.
 
 MMM-CLIP's splits: 70, 20, 10, 5 and 2 percent of 5,000 scenes are trained on, the rest is scored; adapters
-that read class texts are also carried over to labels that they were not trained on.
+that read class embeddings are also carried over to labels that they were not trained on.
 """
 
 import os

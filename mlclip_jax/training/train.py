@@ -139,7 +139,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict:
             split_data=split_data,
             state_shardings=state_shardings,
         )
-        # The backbone's work is in the data already; what is frozen are the class texts and the like.
+        # The backbone's work is in the data already; what is frozen are the class embeddings and the like.
         return lambda state, data, indices, steps: run(state, frozen_on_device, data, indices, steps, hyper)
 
     def indices_of(first, end):

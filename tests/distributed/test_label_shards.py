@@ -87,7 +87,7 @@ def test_the_result_is_the_same(case):
 
 
 def test_twenty_thousand_labels_take_a_part_of_the_memory():
-    """The last layer and what the optimiser keeps of it lie in quarters, before and after a step."""
+    """The last layer and what the optimizer keeps of it lie in quarters, before and after a step."""
 
     def bytes_on_one_device(state):
         return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))

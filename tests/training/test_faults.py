@@ -113,7 +113,7 @@ class TestNumbers:
         return lines_of(workdir / "nonfinite.jsonl")
 
     def test_a_skipped_step_changes_nothing(self, world, tmp_path):
-        """Neither parameters nor the optimiser's: the others' result is that of a run without it."""
+        """Neither parameters nor the optimizer's: the others' result is that of a run without it."""
         config = image_config(world, steps=1, batch_size=40, max_skipped_steps=1)
         config.train.log_every = 1
         skipped = train(config, tmp_path / "skipped")
