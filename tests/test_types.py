@@ -13,7 +13,7 @@ from mlclip_jax.zero_shot import cosine_scores
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "mlclip_jax").rglob("*.py"))
-# As docs/contributing.md lists them; a size that one file alone speaks of is a word.
+# As CONTRIBUTING.md lists them; a size that one file alone speaks of is a word.
 AXES = set("B N M K D T H W C Q S".split())
 SPECIAL = {"python", "typing"}
 
