@@ -4,6 +4,7 @@ import _thread
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -52,8 +53,12 @@ USAGE = "\n".join(
 def run() -> None:
     """The program: runs the command that the process was given, and exits."""
     sys.unraisablehook = _interrupt_again
-    code = main(sys.argv[1:])
+    try:
+        code = main(sys.argv[1:])
+    except KeyboardInterrupt:  # once more, on the way out
+        code = 130
     if code:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
         # Stopped halfway, a computation may still run, and would crash the interpreter's orderly way out.
