@@ -11,8 +11,6 @@ from jaxtyping import Shaped, UInt64
 
 from mlclip_jax.embeddings.rows import Rows, blocks
 
-ENCODING = ("image_size", "resize", "decode", "dtype", "position_embeddings")
-
 
 @dataclasses.dataclass(frozen=True)
 class Origin:

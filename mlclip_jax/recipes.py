@@ -300,15 +300,13 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict, may_change: t
     """Refuses a folder whose checkpoints are of another config.
 
     Args:
-      workdir: folder of a run, perhaps still empty.
+      workdir: folder of a run that has checkpoints.
       config: of the run that is to resume there, a `ConfigDict`.
       may_change: beginnings of the keys that do not change a result.
 
     Raises:
       InputError: other keys have other values there; all of them are named.
     """
-    if not any(path.name.isdigit() for path in (Path(workdir) / "checkpoints").glob("*")):
-        return
     there, here = flat_config(read_config(workdir)), flat_config(json.loads(config.to_json()))
     if here.get("train.epochs"):  # from which the steps there were computed
         may_change = (*may_change, "train.steps")

@@ -82,17 +82,15 @@ def encode_source(
     order = OnceOrder(indices, batch_size)
     prepare = _Pixels(backbone.image_processor)
     batches = read_batches(source, order, batch_size, prepare, num_workers=num_workers)
+    known, captioned = source.captions or (), not set(features) <= set(OF_IMAGES)
     stream = ((batch, batch.data.get("pixels", nothing)) for batch in batches)
     for batch, outputs in backbone.encode_pixels(stream, local="image_local" in features):
         skipped.add(batch.skipped)
         computed = dict(zip(OF_IMAGES, outputs))
-        if not set(features) <= set(OF_IMAGES):
-            known = source.captions or ()
+        if captioned:
             captions = ["" if index < 0 else known[index] for index in batch.indices]
-            computed |= encode_texts(backbone, captions, features)
-            if "pair" in features:
-                pixels = list(batch.data.get("pixels", nothing))
-                computed["pair"], _ = backbone.encode_pairs(pixels, captions, batch_size=batch_size)
+            pixels = list(batch.data.get("pixels", nothing))
+            computed |= _encode_captions(backbone, pixels, captions, features, batch_size)
         computed = {name: computed[name] for name in features}
         finite = [np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in computed.values()]
         bad = (batch.indices >= 0) & ~np.all(finite, axis=0)
@@ -125,6 +123,14 @@ def encode_texts(
     return {"text": encoded.embeddings, "text_local": np.pad(encoded.local, [(0, 0), (0, missing), (0, 0)])}
 
 
+def _encode_captions(backbone, images, captions, features, pairs_at_once=16):
+    """Those of `features` that are of the captions of images, or of both together."""
+    computed = encode_texts(backbone, captions, features)
+    if "pair" in features:
+        computed["pair"], _ = backbone.encode_pairs(images, captions, batch_size=pairs_at_once)
+    return computed
+
+
 def encode_images(
     backbone: Backbone,
     images: Sequence,
@@ -151,9 +157,7 @@ def encode_images(
     if captions is not None:
         if len(captions) != len(images):
             raise InputError(f"{len(captions)} captions for {len(images)} images; give one for each")
-        computed |= encode_texts(backbone, captions, features)
-        if "pair" in features:
-            computed["pair"], _ = backbone.encode_pairs(images, captions)
+        computed |= _encode_captions(backbone, images, captions, features)
     return Embeddings({name: computed[name] for name in features})
 
 

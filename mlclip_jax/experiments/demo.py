@@ -18,14 +18,14 @@ from mlclip_jax.data.images import read_image
 from mlclip_jax.data.scenes import LABELS, OTHER_LABELS
 from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.labelled import read_images
-from mlclip_jax.experiments.scenes import BACKBONE, COSINE, embedded_scenes, mean_and_spread, score
+from mlclip_jax.experiments.scenes import BACKBONE, COSINE, cosines, embedded_scenes, mean_and_spread, score
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.report import draw_predictions, markdown_table
 from mlclip_jax.runs import load, read_run
 from mlclip_jax.texts.templates import CLASS_TEMPLATE
 from mlclip_jax.training.train import train
-from mlclip_jax.zero_shot import cosine_scores, modality_gap
+from mlclip_jax.zero_shot import modality_gap
 
 # Scenes of these seeds and labels; the built-in CLIP was trained on another seed.
 FOLDERS = {"train": (1, 4_000, LABELS), "test": (2, 1_000, LABELS), "other": (3, 1_000, OTHER_LABELS)}
@@ -77,13 +77,13 @@ def demo(workdir: str | os.PathLike, num_seeds: int = 1) -> list[list[str]]:
     start = time.monotonic()
     class_embeddings = next(iter(runs.values()))[0].class_embeddings
     images = _labelled(workdir, "test", split, class_embeddings)
-    figures = {COSINE: [score(_cosines(images, class_embeddings), images)]}
+    figures = {COSINE: [score(cosines(images, class_embeddings), images)]}
     seconds[COSINE] = [time.monotonic() - start]
     for method, own in runs.items():
         figures[method] = [score(run.score(images), images) for run in own]
     other_texts = embed_names(backbone, OTHER_LABELS, CLASS_TEMPLATE)
     other = _labelled(workdir, "other", split, other_texts)
-    other_figure = score(_cosines(other, other_texts), other)
+    other_figure = score(cosines(other, other_texts), other)
 
     first_set, second_set = f"{len(LABELS)} labels", f"{len(OTHER_LABELS)} other labels"
     rows = [
@@ -119,10 +119,6 @@ def _train_and_time(config, folder):
 def _labelled(workdir, name, split, class_embeddings):
     source = {"embeddings": split[name], "labels": workdir / name / "labels.csv"}
     return read_images(source, class_embeddings)
-
-
-def _cosines(images, classes):
-    return cosine_scores(np.asarray(images.vectors), np.asarray(classes.vectors))
 
 
 def _in_seconds(durations):

@@ -17,14 +17,13 @@ from mlclip_jax.data.scenes import LABELS, OTHER_LABELS
 from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import read_embeddings, write_embeddings
-from mlclip_jax.experiments.scenes import BACKBONE, COSINE, embedded_scenes, mean_and_spread, score
+from mlclip_jax.experiments.scenes import BACKBONE, COSINE, cosines, embedded_scenes, mean_and_spread, score
 from mlclip_jax.files import make_folder, replacing
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.report import markdown_table
 from mlclip_jax.runs import read_run
 from mlclip_jax.texts.templates import CLASS_TEMPLATE
 from mlclip_jax.training.train import train
-from mlclip_jax.zero_shot import cosine_scores
 
 FRACTIONS = (0.70, 0.20, 0.10, 0.05, 0.02)
 # Scenes of these seeds and labels; the built-in CLIP was trained on another seed, and so was the demo.
@@ -112,7 +111,7 @@ def _scenes(workdir, name, backbone):
     texts = embed_names(backbone, FOLDERS[name][2], CLASS_TEMPLATE)
     source = {"embeddings": path, "labels": workdir / name / "labels.csv"}
     images = read_images(source, texts, reads=FEATURES)
-    return images, cosine_scores(*map(np.asarray, (images.vectors, texts.vectors)))
+    return images, cosines(images, texts)
 
 
 def _train(workdir, variant, fraction, seed, trained_on):

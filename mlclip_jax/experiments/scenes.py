@@ -13,6 +13,7 @@ from mlclip_jax.data.sources import read_folder
 from mlclip_jax.embeddings.embed import embed_in_memory
 from mlclip_jax.embeddings.store import Embeddings, read_embeddings, write_embeddings
 from mlclip_jax.metrics import mean_average_precision
+from mlclip_jax.zero_shot import cosine_scores
 
 BACKBONE = "scenes-clip"
 COSINE = "plain cosine"
@@ -37,6 +38,11 @@ def embedded_scenes(
         embeddings = embed_in_memory(backbone, read_folder(folder / "images"), features=features)
         write_embeddings(path, embeddings.replace(origin=origin))
     return path
+
+
+def cosines(images: Embeddings, class_embeddings: Embeddings) -> Float[Array, "N K"]:
+    """Plain cosine of every image with every class."""
+    return cosine_scores(np.asarray(images.vectors), np.asarray(class_embeddings.vectors))
 
 
 def score(scores: Float[Array | np.ndarray, "N K"], images: Embeddings) -> float:

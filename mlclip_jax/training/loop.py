@@ -22,7 +22,7 @@ from mlclip_jax.files import make_folder
 from mlclip_jax.progress import note, progress_bar
 from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, one_of
 from mlclip_jax.recipes import check_same_run
-from mlclip_jax.training.checkpoints import METRIC, Checkpoints, abstract
+from mlclip_jax.training.checkpoints import METRIC, Checkpoints, abstract, has_checkpoints
 from mlclip_jax.training.interruptions import ending_when_stalled, listening_for_stop
 from mlclip_jax.training.metric_log import Log
 
@@ -79,7 +79,8 @@ def open_workdir(workdir: str | os.PathLike, config: ConfigDict, may_change: tup
     workdir = Path(workdir)
     with all_or_none():
         make_folder(workdir)
-        check_same_run(workdir, config, may_change)
+        if has_checkpoints(workdir / "checkpoints"):
+            check_same_run(workdir, config, may_change)
     check_shared(workdir)
     return workdir
 

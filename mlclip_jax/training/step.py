@@ -18,11 +18,11 @@ from mlclip_jax.nnx_boundary import merge_module
 
 # `loss(logits, labels) -> (sum, count)`; and of one device: `step(state, frozen, batch, step, hyper)`, or a
 # chunk of steps, gives the new state and metrics.
-Loss = Callable[..., tuple[Shaped[Array, ""], Shaped[Array, ""]]]
+LossSum = Callable[..., tuple[Shaped[Array, ""], Shaped[Array, ""]]]
 Step = Callable[..., tuple[dict, dict]]
 
 
-def make_loss(settings: Mapping | ConfigDict) -> Loss:
+def make_loss(settings: Mapping | ConfigDict) -> LossSum:
     """The loss of a recipe, of one device's share of the batch: `loss(logits, labels) -> (sum, count)`.
 
     Args:
@@ -43,7 +43,7 @@ def make_loss(settings: Mapping | ConfigDict) -> Loss:
     return gathered
 
 
-def sum_and_count_of(settings: Mapping | ConfigDict) -> Loss:
+def sum_and_count_of(settings: Mapping | ConfigDict) -> LossSum:
     """The `sum_and_count` of a recipe's loss, with its constants; see `losses`."""
     own = {key: value for key, value in settings.items() if key != "name"}
     return functools.partial(LOSSES[settings["name"]].sum_and_count, **own)
@@ -71,7 +71,7 @@ def hyper_of(config: ConfigDict) -> dict[str, Num[np.generic, ""]]:
 def make_train_step(
     graph: nnx.GraphDef,
     optimizer: Callable[[Mapping], optax.GradientTransformation],
-    loss_sum: Loss,
+    loss_sum: LossSum,
     perturb: Callable,
     *,
     skip_nonfinite: bool = False,
