@@ -9,6 +9,7 @@ CHECKPOINTS = ("latest", "best")  # of a run; the best of those that were evalua
 PROTOCOLS = {
     "ap": "mAP: average precision as in scikit-learn, averaged over classes",
     "voc07": "mAP: VOC 2007's 11-point interpolated average precision, averaged over classes",
+    "voc07_devkit": "mAP: the same as common code computes it, which misses recalls of just 0.3, 0.6 and 0.7",
     "voc10": "mAP: VOC 2010's all-point interpolated average precision, averaged over classes",
     "trapezoid": "mAP: area under the precision-recall curve by trapezoids, averaged over classes",
 }

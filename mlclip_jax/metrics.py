@@ -2,6 +2,10 @@
 
 Shapes: N examples, K classes. `weights` are non-negative integers `(N,)`, how often each example counts: 1 by
 default, 0 for the rows that pad a batch. Inputs may be split over devices; the figures are the same.
+
+Scores are compared in float32, to which bfloat16 and float16 convert exactly; NumPy arrays of float64 in
+float64, so that scores which differ there are no ties. A figure for which a score that is NaN counts is NaN:
+where its label is known, and its weight not 0.
 """
 
 import functools
@@ -15,10 +19,16 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, Shaped
 from mlclip_jax.choices import PROTOCOLS
 
 Scores = Float[Array | np.ndarray, "N K"]
+Ranked = Float[Array, "N K"] | Int32[Array, "N K"]  # scores, or their ranks
 Labels = Int[Array | np.ndarray, "N K"]
 Decisions = Bool[Array | np.ndarray, "N K"]
 Weights = Shaped[Array | np.ndarray, " N"]
 Ratio = Float32[Array, "..."]
+
+
+NAN_RANK = np.int32(np.iinfo(np.int32).min)  # of a score that is NaN, among ranks
+# Tenths whose threshold in `numpy.arange(0, 1.1, 0.1)` is a rounding above the nearest float: 3, 6 and 7.
+ROUNDED_UP = tuple(tenths for tenths in range(11) if np.arange(0, 1.1, 0.1)[tenths] > tenths / 10)
 
 
 class Counts(NamedTuple):
@@ -29,7 +39,6 @@ class Counts(NamedTuple):
     false_negatives: Int[Array | np.ndarray, "..."]
 
 
-@functools.partial(jax.jit, static_argnames="protocol")
 def average_precision(
     scores: Scores, labels: Labels, protocol: str = "ap", weights: Weights | None = None
 ) -> Float32[Array, " K"]:
@@ -41,25 +50,41 @@ def average_precision(
     - `"ap"`: the sum of (R - previous R) P; scikit-learn's `average_precision_score`.
     - `"voc10"`: the same, P being the highest precision at this or any greater recall (VOC 2010 to 2012).
     - `"voc07"`: the mean over the recalls 0, 0.1, ..., 1 of the highest precision there or beyond (VOC 2007).
+    - `"voc07_devkit"`: the same over `numpy.arange(0, 1.1, 0.1)`, as in TaI-DPT and DualCoOp, whose fourth,
+      seventh and eighth thresholds are a rounding above 0.3, 0.6 and 0.7, and missed by recalls of just that.
     - `"trapezoid"`: the sum of (R - previous R) (P + previous P) / 2, beginning at P = 1; what MMM-CLIP
       calls mAP, scikit-learn's `auc` of its `precision_recall_curve`. It flatters ties: scores that are all
       equal read (1 + prevalence) / 2.
 
     Args:
-      scores: float `(N, K)`, larger means more present; no NaN.
+      scores: float `(N, K)`, larger means more present.
       labels: int `(N, K)` in {1, 0, -1}.
       protocol: a key of `PROTOCOLS`.
       weights: integers `(N,)`, see above.
 
     Returns:
-      float32 `(K,)`; NaN for a class without a positive.
+      float32 `(K,)`; NaN for a class without a positive, and for one with a score that is NaN.
     """
+    return _average_precision(_rankable(scores), labels, protocol, weights)
+
+
+@functools.partial(jax.jit, static_argnames="protocol")
+def _average_precision(
+    scores: Ranked, labels: Labels, protocol: str = "ap", weights: Weights | None = None
+) -> Float32[Array, " K"]:
+    return jnp.where(
+        jnp.any(_spoilt(scores, labels, weights), axis=0),
+        jnp.nan,
+        _areas(scores, labels, protocol, weights),
+    )
+
+
+def _areas(scores, labels, protocol, weights):
     order, ends = _ranking(scores)
     weights = None if weights is None else _counted(weights)[order]
     return _area(_ranked(labels, order), ends, weights, protocol)
 
 
-@functools.partial(jax.jit, static_argnames="protocol")
 def mean_average_precision(
     scores: Scores, labels: Labels, protocol: str = "ap", weights: Weights | None = None
 ) -> tuple[Float32[Array, ""], Int32[Array, ""]]:
@@ -68,7 +93,13 @@ def mean_average_precision(
     Returns:
       The mean, float32, and the number of classes it was taken over, int32; NaN and 0 where there is none.
     """
-    return _mean_over_classes(average_precision(scores, labels, protocol, weights))
+    return _mean_average_precision(_rankable(scores), labels, protocol, weights)
+
+
+@functools.partial(jax.jit, static_argnames="protocol")
+def _mean_average_precision(scores, labels, protocol, weights):
+    per_class = _areas(scores, labels, protocol, weights)
+    return _mean_over_classes(per_class, _spoilt(scores, labels, weights))
 
 
 def bootstrap_mean_average_precision(
@@ -82,6 +113,11 @@ def bootstrap_mean_average_precision(
     Returns:
       float32 `(num_samples,)`.
     """
+    return _bootstrap(key, _rankable(scores), labels, num_samples, protocol)
+
+
+@functools.partial(jax.jit, static_argnames=("num_samples", "protocol"))
+def _bootstrap(key, scores, labels, num_samples, protocol):
     num_examples = scores.shape[0]
     order, ends = _ranking(scores)
     ranked_labels = _ranked(labels, order)
@@ -89,13 +125,14 @@ def bootstrap_mean_average_precision(
     def resample(key):
         drawn = jax.random.randint(key, (num_examples,), 0, num_examples)
         weights = jnp.zeros(num_examples, jnp.int32).at[drawn].add(1)
-        return _mean_over_classes(_area(ranked_labels, ends, weights[order], protocol))[0]
+        per_class = _area(ranked_labels, ends, weights[order], protocol)
+        return _mean_over_classes(per_class, _spoilt(scores, labels, weights))[0]
 
     return jax.lax.map(resample, jax.random.split(key, num_samples))
 
 
 def top_k(scores: Scores, k: int) -> Bool[Array, "N K"]:
-    """The k highest scores of each row as decisions, bool `(N, K)`; of equal ones, the first."""
+    """The k highest scores of each row as decisions, bool `(N, K)`; of equal ones, the first. No NaN."""
     _, columns = jax.lax.top_k(scores, k)
     rows = jnp.arange(len(scores))[:, None]
     return jnp.zeros(scores.shape, bool).at[jnp.broadcast_to(rows, columns.shape), columns].set(True)
@@ -156,10 +193,9 @@ def exact_match(predicted: Decisions, labels: Labels, weights: Weights | None = 
     """The fraction of examples whose known entries are all decided rightly; those with none are left out."""
     known = labels >= 0
     right = jnp.all(~known | (predicted == (labels == 1)), axis=1)
-    return _mean_over_rows(right.astype(jnp.float32), jnp.any(known, axis=1), weights)
+    return _mean_over_rows(right.astype(jnp.float32), labels, weights)
 
 
-@jax.jit
 def label_ranking_average_precision(
     scores: Scores, labels: Labels, weights: Weights | None = None
 ) -> Float32[Array, ""]:
@@ -167,36 +203,50 @@ def label_ranking_average_precision(
 
     scikit-learn's `label_ranking_average_precision_score`: an example without a positive counts as 1.
     """
-    per_example = average_precision(scores.T, labels.T)
-    per_example = jnp.where(jnp.isnan(per_example), 1, per_example)
-    return _mean_over_rows(per_example, jnp.any(labels >= 0, axis=1), weights)
+    return _label_ranking_average_precision(_rankable(scores, axis=1), labels, weights)
 
 
 @jax.jit
+def _label_ranking_average_precision(scores, labels, weights):
+    per_example = _average_precision(scores.T, labels.T)
+    per_example = jnp.where(jnp.any(labels == 1, axis=1), per_example, 1)
+    return _mean_over_rows(per_example, labels, weights, scores)
+
+
 def coverage_error(scores: Scores, labels: Labels, weights: Weights | None = None) -> Float32[Array, ""]:
     """How far down each example's ranking the last of its positives is, in labels, on average.
 
     scikit-learn's `coverage_error`: ties count in full, and an example without a positive as 0.
     """
+    return _coverage_error(_rankable(scores, axis=1), labels, weights)
+
+
+@jax.jit
+def _coverage_error(scores, labels, weights):
     known = labels >= 0
     keys = _keys(scores)
     lowest = jnp.min(jnp.where(labels == 1, keys, jnp.iinfo(jnp.int32).max), axis=1, keepdims=True)
     depth = jnp.sum(known & (keys >= lowest), axis=1).astype(jnp.float32)
-    return _mean_over_rows(depth, jnp.any(known, axis=1), weights)
+    return _mean_over_rows(depth, labels, weights, scores)
 
 
-@jax.jit
 def one_error(scores: Scores, labels: Labels, weights: Weights | None = None) -> Float32[Array, ""]:
     """The fraction of examples whose highest label is absent (Schapire and Singer 2000).
 
     Where several are highest, the fraction of them that are absent. Examples without a positive are left out.
     """
+    return _one_error(_rankable(scores, axis=1), labels, weights)
+
+
+@jax.jit
+def _one_error(scores, labels, weights):
     known = labels >= 0
     keys = _keys(scores)
     highest = jnp.max(jnp.where(known, keys, jnp.iinfo(jnp.int32).min), axis=1, keepdims=True)
     top = known & (keys == highest)
     absent = jnp.sum(top & (labels == 0), axis=1) / jnp.maximum(jnp.sum(top, axis=1), 1)
-    return _mean_over_rows(absent, jnp.any(labels == 1, axis=1), weights)
+    labels = jnp.where(jnp.any(labels == 1, axis=1, keepdims=True), labels, -1)
+    return _mean_over_rows(absent, labels, weights, scores)
 
 
 @functools.partial(jax.jit, static_argnames=("num_bins", "per_class"))
@@ -225,7 +275,7 @@ def expected_calibration_error(
     """
     probabilities = probabilities.astype(jnp.float32)
     times = _times(labels, weights).astype(jnp.float32)
-    excess = times * (probabilities - (labels == 1).astype(jnp.float32))
+    excess = jnp.where(times > 0, times * (probabilities - (labels == 1).astype(jnp.float32)), 0)
     bounds = np.linspace(0, 1, num_bins + 1, dtype=np.float32)  # each rounded once, in NumPy
     bins = jnp.searchsorted(bounds, probabilities, side="right") - 1
 
@@ -236,6 +286,24 @@ def expected_calibration_error(
     totals = jnp.sum(times, axis=0)
     totals = totals if per_class else jnp.sum(totals)
     return jnp.sum(jax.lax.map(bin_excess, jnp.arange(num_bins + 1)), axis=0) / jnp.maximum(totals, 1)
+
+
+def _rankable(scores, axis=0):
+    """Scores as they are; those of NumPy in float64 as int32 that compare as they do, along an axis."""
+    if not isinstance(scores, np.ndarray) or scores.dtype != np.float64:
+        return scores
+    order = np.argsort(scores, axis=axis)
+    ranked = np.take_along_axis(scores, order, axis)
+    ranks = np.cumsum(ranked != np.roll(ranked, 1, axis), axis, np.int32)
+    back = np.empty_like(ranks)
+    np.put_along_axis(back, order, ranks, axis)
+    return np.where(np.isnan(scores), NAN_RANK, back)
+
+
+def _spoilt(scores, labels, weights):
+    """Which of the entries `(N, K)` that count are NaN."""
+    nan = scores == NAN_RANK if scores.dtype == jnp.int32 else jnp.isnan(scores)
+    return nan & (_times(labels, weights) > 0)
 
 
 def _ranking(scores):
@@ -259,6 +327,8 @@ def _ranking(scores):
 
 def _keys(scores):
     """int32 that compare as scores do; floats would not always, for XLA takes the smallest of them for 0."""
+    if scores.dtype == jnp.int32:
+        return scores
     bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
     bits = jnp.where(bits == jnp.int32(-(2**31)), 0, bits)  # -0 is 0
     # A float's sign and magnitude, as an integer in two's complement.
@@ -276,9 +346,11 @@ def _area(ranked_labels, ends, weights, protocol):
     retrieved = jnp.cumsum(times, axis=1)
     total = positives[:, -1:]
     precision = _ratio(positives, retrieved)
-    if protocol == "voc07":
+    if protocol in ("voc07", "voc07_devkit"):
         # In integers: recall 3/10 is to reach 0.3, which in floating point it may not.
-        reaches = [ends & (10 * positives >= tenths * total) for tenths in range(11)]
+        least = [10 * positives - tenths * total for tenths in range(11)]
+        missed = ROUNDED_UP if protocol == "voc07_devkit" else ()
+        reaches = [ends & (excess > 0 if t in missed else excess >= 0) for t, excess in enumerate(least)]
         highest = [jnp.max(jnp.where(reached, precision, 0), axis=1) for reached in reaches]
         return jnp.where(total[:, 0] > 0, sum(highest) / 11, jnp.nan)
     positives_before = _before(positives, ends)
@@ -319,12 +391,17 @@ def _ratio(part, whole):
     return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), 0)
 
 
-def _mean_over_classes(per_class):
+def _mean_over_classes(per_class, spoilt):
+    """Over the classes that have a positive, and their number; NaN where an entry `(N, K)` is spoilt."""
     counted = ~jnp.isnan(per_class)
     count = jnp.sum(counted, dtype=jnp.int32)
-    return jnp.sum(jnp.where(counted, per_class, 0)) / count.astype(jnp.float32), count
+    mean = jnp.sum(jnp.where(counted, per_class, 0)) / count.astype(jnp.float32)
+    return jnp.where(jnp.any(spoilt), jnp.nan, mean), count
 
 
-def _mean_over_rows(per_row, counted, weights):
+def _mean_over_rows(per_row, labels, weights, scores=None):
+    """Over the rows of which anything is known; NaN where one of their scores is."""
+    counted = jnp.any(labels >= 0, axis=1)
     times = counted.astype(jnp.int32) if weights is None else jnp.where(counted, _counted(weights), 0)
-    return _ratio(jnp.sum(per_row * times.astype(jnp.float32)), jnp.sum(times))
+    mean = _ratio(jnp.sum(jnp.where(times > 0, per_row, 0) * times.astype(jnp.float32)), jnp.sum(times))
+    return mean if scores is None else jnp.where(jnp.any(_spoilt(scores, labels, weights)), jnp.nan, mean)

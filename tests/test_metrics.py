@@ -58,6 +58,13 @@ def voc07(score, label):
     return float(sum(best) / 11)
 
 
+def voc07_devkit(score, label):
+    """The same in floating point, as TaI-DPT's and DualCoOp's evaluation has it."""
+    points = [(float(r), float(p)) for r, p in curve(score, label)]
+    best = [max([p for r, p in points if r >= t], default=0) for t in np.arange(0.0, 1.1, 0.1)]
+    return float(sum(best) / 11)
+
+
 def voc10(score, label):
     """VOC devkit's VOCap since 2010: the area under the precision made monotone."""
     points = curve(score, label)
@@ -75,6 +82,7 @@ def trapezoid(score, label):
 REFERENCES = {
     "ap": lambda score, label: sk.average_precision_score(label, score),
     "voc07": voc07,
+    "voc07_devkit": voc07_devkit,
     "voc10": voc10,
     "trapezoid": trapezoid,
 }
@@ -177,12 +185,16 @@ def test_constant_scores():
     """A fourth of the examples positive: the prevalence, except where MMM-CLIP's rule flatters ties."""
     labels, scores = np.array([[1], [0], [0], [0]], np.int8), np.zeros((4, 1), np.float32)
     figures = {protocol: float(average_precision(scores, labels, protocol)[0]) for protocol in PROTOCOLS}
-    assert figures == pytest.approx({"ap": 0.25, "voc07": 0.25, "voc10": 0.25, "trapezoid": 0.625})
+    assert figures == pytest.approx(
+        {"ap": 0.25, "voc07": 0.25, "voc07_devkit": 0.25, "voc10": 0.25, "trapezoid": 0.625}
+    )
 
 
 def test_what_cannot_be_is_an_error():
     scores, labels = np.zeros((2, 1), np.float32), np.ones((2, 1), np.int8)
-    with pytest.raises(ValueError, match="protocol 'mAP' is not one of ap, voc07, voc10, trapezoid"):
+    with pytest.raises(
+        ValueError, match="protocol 'mAP' is not one of ap, voc07, voc07_devkit, voc10, trapezoid"
+    ):
         average_precision(scores, labels, "mAP")
     half = np.full(2, 0.5, np.float32)
     for metric in (metrics.hamming_loss, metrics.exact_match, metrics.decision_figures):
@@ -377,6 +389,46 @@ def test_unknown_entries_change_nothing(imperfect):
     for name, figure in compiled_figures(scores, labels, weights).items():
         if name != "top_2":
             np.testing.assert_allclose(changed[name], figure, rtol=1e-6, err_msg=name)
+
+
+def test_recalls_that_the_devkit_misses():
+    """Ten positives, at ranks that give recalls of just 0.3, 0.6 and 0.7 their highest precisions."""
+    labels = np.array([[1] * 3 + [0] + [1] * 3 + [0] * 3 + [1] + [0] * 9 + [1] * 3], np.int8).T
+    scores = -np.arange(len(labels), dtype=np.float32)[:, None]
+    exact, common = (float(average_precision(scores, labels, p)[0]) for p in ("voc07", "voc07_devkit"))
+    assert exact - common == pytest.approx((1 - 6 / 7 + 6 / 7 - 7 / 11 + 7 / 11 - 10 / 23) / 11)
+
+
+def test_nan_in_nan_out(imperfect):
+    scores, labels, weights = imperfect
+    known = np.argwhere(labels[:41] == 0)[7]
+    for dtype in (np.float32, np.float64):
+        spoilt = scores.astype(dtype)
+        spoilt[tuple(known)] = np.nan
+        measure = all_figures if dtype == np.float64 else compiled_figures
+        for name, figure in measure(spoilt, labels, weights).items():
+            if name in PROTOCOLS:
+                assert np.flatnonzero(np.isnan(figure)).tolist() == [known[1]], name
+            elif name in ("calibration", *(metric.__name__ for metric in (*RANKING, metrics.one_error))):
+                assert np.isnan(figure), name
+        assert np.isnan(metrics.mean_average_precision(spoilt, labels, weights=weights)[0])
+        assert np.isnan(bootstrap_mean_average_precision(jax.random.key(0), spoilt, labels, 20)).any()
+        spoilt = scores.astype(dtype)
+        spoilt[labels == -1], spoilt[41:] = np.nan, np.nan  # which do not count
+        for metric in (average_precision, metrics.one_error, *RANKING):
+            figure = metric(spoilt, labels, weights=weights)
+            whole = metric(scores.astype(dtype), labels, weights=weights)
+            np.testing.assert_allclose(figure, whole, rtol=1e-6)
+
+
+@settings(max_examples=25)
+@given(scored_examples(), st.sampled_from([1e-12, 1.0]))
+def test_float64_on_the_host_is_ranked_as_it_is(examples, scale):
+    scores, labels = examples
+    ranks = np.unique(scores, return_inverse=True)[1].reshape(scores.shape)
+    near = 0.5 + ranks * scale  # by 1e-12, in float32 one large tie
+    for metric in (average_precision, metrics.one_error, *RANKING):
+        np.testing.assert_array_equal(metric(near, labels), metric(scores, labels))
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 4])

@@ -47,7 +47,7 @@ def cosines(images: Embeddings, class_embeddings: Embeddings) -> Float[Array, "N
 
 def score(scores: Float[Array | np.ndarray, "N K"], images: Embeddings) -> float:
     """mAP in percent."""
-    return 100 * float(mean_average_precision(scores, images.labels)[0])
+    return 100 * float(mean_average_precision(scores, np.asarray(images.labels))[0])
 
 
 def mean_and_spread(figures: Sequence[float]) -> str:
