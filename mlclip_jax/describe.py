@@ -8,7 +8,7 @@ from PIL import Image
 
 from mlclip_jax.data.images import UnreadableImage, decode_image
 from mlclip_jax.data.sources import Source
-from mlclip_jax.data.tables import read_labels, read_table
+from mlclip_jax.data.tables import open_table, read_labels
 from mlclip_jax.errors import InputError
 from mlclip_jax.report import MISSED, SIDE, WRONG, draw_grid, markdown_table
 
@@ -18,12 +18,12 @@ LINES, WIDTH = 6, 27  # below an image on a sheet: labels at most, and character
 
 
 def with_labels(source: Source, path: str | os.PathLike) -> Source:
-    """A source with the labels of a table, see `tables.read_table`, in place of its own.
+    """A source with the labels of a table, see `tables.read_labels`, in place of its own.
 
     Raises:
       InputError: the table cannot be read, lacks labels or one of the images, or has two rows for one.
     """
-    label_names = read_table(path).label_names
+    label_names = open_table(path).label_names
     if not label_names:
         raise InputError(
             f"{path} holds no labels: it needs a column labels, or one for each label, of 1, 0 and -1"

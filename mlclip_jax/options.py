@@ -11,8 +11,11 @@ YES_OR_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, 
 
 
 def split_options(text: str) -> tuple[str, list[str]]:
-    """What comes first, and the options behind it: a comma ends either where `key=` follows."""
-    first, *options = re.split(r",(?=\w+=)", text)
+    r"""What comes first, and the options behind it: a comma ends either where `key=` follows.
+
+    A comma behind a backslash ends nothing: `a\,b=c.csv` is a path with `,b=` in it.
+    """
+    first, *options = (part.replace("\\,", ",") for part in re.split(r"(?<!\\),(?=\w+=)", text))
     return first, options
 
 

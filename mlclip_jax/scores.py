@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int8
 
+from mlclip_jax.data.sources import label_name
 from mlclip_jax.data.tables import read_labels
 from mlclip_jax.embeddings.store import read_arrays
 from mlclip_jax.errors import InputError
@@ -67,7 +68,7 @@ def read_scores(path: str | os.PathLike) -> Scores:
         raise InputError(f"{path}: scores hold NaN or infinity, the first in row {row}")
     known = Scores(
         scores,
-        tuple(map(str, arrays["label_names"].tolist())),
+        tuple(map(label_name, arrays["label_names"].tolist())),
         tuple(map(str, arrays["names"].tolist())) if "names" in arrays else None,
         arrays.get("labels"),
         str(arrays.get("origin", "")),

@@ -64,6 +64,15 @@ def photograph():
     return encoded(Image.fromarray(noise), "JPEG", quality=90)
 
 
+def commented(kind, content, checksum=None):
+    """A PNG with a chunk of text before its pixels, whose checksum may be wrong."""
+    data = encoded(picture(), "PNG")
+    place = 8 + 12 + 13  # behind the header
+    checksum = zlib.crc32(kind + content) if checksum is None else checksum
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+    return data[:place] + chunk + data[place:]
+
+
 # What can be read: the file's name, its bytes, and the colours of its left and right edge (None: any).
 READABLE = {
     "plain.jpg": (encoded(picture(), "JPEG", quality=95), (RED, GREEN)),
@@ -82,6 +91,8 @@ READABLE = {
     "wide.png": (encoded(picture(size=(6000, 2)), "PNG"), (None, None)),
     "tall.jpg": (encoded(picture(size=(1, 9000)), "JPEG"), None),
     "lossless.webp": (encoded(picture(), "WEBP", lossless=True), (RED, GREEN)),
+    "checksum.png": (commented(b"tEXt", b"Comment\0a dog", checksum=0), (RED, GREEN)),
+    "huge_text.png": (commented(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 22))), (RED, GREEN)),
     "tail.jpg": (encoded(picture(), "JPEG", quality=95) + b"more bytes after the image", (RED, GREEN)),
 }
 # What cannot: the file's name, its bytes (None: no file, or none of its own), and words of the reason.

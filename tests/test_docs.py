@@ -18,6 +18,7 @@ from mlclip_jax.configs import ml_decoder, mmm_clip, tai
 from mlclip_jax.data.datasets import FORMATS, open_images
 from mlclip_jax.losses import LOSSES, constants
 from mlclip_jax.nnx_boundary import split_trainable
+from mlclip_jax.options import split_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -159,7 +160,7 @@ def test_every_dataset_is_said_with_options_that_it_has():
     for spec in re.findall(r"`((?:table|voc|coco|nus_wide|tfds):[^`]+)`", DOCS):
         kind, _, rest = spec.partition(":")
         said.add(kind)
-        options = dict(option.split("=", 1) for option in rest.split(",")[1:])
+        options = dict(option.split("=", 1) for option in split_options(rest)[1])
         with pytest.raises(InputError) as raised:
             open_images(spec.replace("data/", "/nowhere/"))
         if rest:

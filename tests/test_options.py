@@ -60,3 +60,8 @@ def test_what_is_no_option_is_refused(given_options, message):
 def test_only_a_near_name_is_proposed():
     assert nearest("trian", ["train", "test"]) == " (did you mean train?)"
     assert nearest("moon", ["train", "test"]) == ""
+
+
+def test_a_comma_in_a_path_may_be_kept_together():
+    assert split_options(r"a\,b=c.csv,split=x") == ("a,b=c.csv", ["split=x"])
+    assert split_options("a,b.csv,split=x,y") == ("a,b.csv", ["split=x,y"])

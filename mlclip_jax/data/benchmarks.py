@@ -1,16 +1,18 @@
 """Images with labels as the benchmarks lay them out: PASCAL VOC, COCO and NUS-WIDE."""
 
 import os
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from mlclip_jax.data.images import printable
-from mlclip_jax.data.sources import Source, read_files, read_lines
+from mlclip_jax.data.images import image_suffixes, printable
+from mlclip_jax.data.sources import Source, label_name, read_files, read_lines
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import read_json, read_text
+from mlclip_jax.wording import counted
 
 VOC_LABELS = (
     "aeroplane",
@@ -39,43 +41,64 @@ DIFFICULT = {-1: "unknown", 0: "absent", 1: "present"}
 NUS_WIDE_LISTS = ("official", "labelled", "asl", "srn")
 
 
-def read_voc(folder: str | os.PathLike, *, split: str = "trainval", difficult: str | int = 0) -> Source:
-    """A `Source` of PASCAL VOC, with the 20 labels `VOC_LABELS`.
+def read_voc(
+    folder: str | os.PathLike,
+    *,
+    split: str = "trainval",
+    difficult: str | int = 0,
+    labels: str = "voc",
+) -> Source:
+    """A `Source` of PASCAL VOC, with the 20 labels `VOC_LABELS`; or of other images annotated in its format.
 
     Args:
       folder: `VOCdevkit/VOC2007`, or of another year: with `ImageSets/Main`, `Annotations` and `JPEGImages`.
       split: a list of `ImageSets/Main`: train, val, trainval or test.
       difficult: what a label is of which an image has objects, all of them marked difficult: 0 absent, as
         TaI, DualCoOp and ASL have it; -1 unknown; 1 present.
+      labels: "voc", its twenty; or "found", the kinds of objects in all `Annotations`, by the alphabet.
 
     Raises:
-      InputError: a list or an annotation is missing or damaged, or there is no such `difficult`.
+      InputError: a list or an annotation is missing or damaged, or there is no such `difficult` or `labels`.
     """
+    if labels not in ("voc", "found"):
+        raise InputError(f"labels={labels!r} is neither voc nor found")
     folder = Path(folder)
-    if difficult not in DIFFICULT:
+    if str(difficult) not in map(str, DIFFICULT):
         raise InputError(f"difficult={difficult!r} is neither 0 absent, -1 unknown nor 1 present")
     listed = _file_of_split(folder, "ImageSets/Main/{}.txt", split, "give the folder of a year, VOC2007")
-    ids = [line.split()[0] for line in read_lines(listed)]
-    column = {label: k for k, label in enumerate(VOC_LABELS)}
-    labels = np.zeros((len(ids), len(VOC_LABELS)), np.int8)
+    # A list of one class has a number behind each id; but ids may hold blanks, and end like that.
+    lines = read_lines(listed)
+    annotated = {path.stem for path in (folder / "Annotations").glob("*.xml")}
+    ids = [line if line in annotated else re.sub(r"\s+-?[01]$", "", line) for line in lines]
+    label_of = VOC_NAMES
+    if labels == "found":
+        found = sorted({kind for path in folder.glob("Annotations/*.xml") for kind, _ in _voc_objects(path)})
+        label_of = {kind: label_name(kind) for kind in found}
+    label_names = VOC_LABELS if labels == "voc" else sorted(set(label_of.values()))
+    column = {label: k for k, label in enumerate(label_names)}
+    values = np.zeros((len(ids), len(label_names)), np.int8)
     only_difficult = unknown = 0
-    for row, name in zip(labels, ids):
+    for row, name in zip(values, ids):
         objects = list(_voc_objects(folder / "Annotations" / f"{name}.xml"))
-        clear = {VOC_NAMES[kind] for kind, is_difficult in objects if kind in VOC_NAMES and not is_difficult}
-        others = {VOC_NAMES[kind] for kind, _ in objects if kind in VOC_NAMES} - clear
+        clear = {label_of[kind] for kind, is_difficult in objects if kind in label_of and not is_difficult}
+        others = {label_of[kind] for kind, _ in objects if kind in label_of} - clear
         row[[column[label] for label in clear]] = 1
         row[[column[label] for label in others]] = difficult
         only_difficult += len(others)
-        unknown += sum(kind not in VOC_NAMES for kind, _ in objects)
-    remarks = [f"{only_difficult} labels of which all objects are difficult became {DIFFICULT[difficult]}"]
+        unknown += sum(kind not in label_of for kind, _ in objects)
+    remarks = []
+    if only_difficult:
+        which = counted(only_difficult, "label, of which", "labels, of which")
+        remarks.append(f"{which} all objects are difficult, became {DIFFICULT[int(difficult)]}")
     if unknown:
-        remarks.append(f"{unknown} objects of none of the 20 kinds were left out")
+        left_out = counted(unknown, "object was", "objects were")
+        remarks.append(f"{left_out} left out, of none of the 20 kinds; labels=found takes them all")
     return read_files(
         f"{printable(folder)}, split={split}",
         folder / "JPEGImages",
-        [f"{name}.jpg" for name in ids],
-        labels=labels,
-        label_names=VOC_LABELS,
+        _voc_files(folder / "JPEGImages", ids),
+        labels=values,
+        label_names=label_names,
         remarks=remarks,
     )
 
@@ -91,7 +114,18 @@ def _voc_objects(path):
     except ElementTree.ParseError as error:
         raise InputError(f"cannot read {path} as XML: {error}; unpack it again") from error
     for one in root.findall("object"):
-        yield one.findtext("name", "").strip(), one.findtext("difficult", "0").strip() == "1"
+        difficult = one.findtext("difficult", "0").strip().lower()
+        if difficult not in ("", "0", "1", "false", "true", "no", "yes"):
+            raise InputError(f"{path}: difficult is {difficult!r:.20}; it must be 0 or 1")
+        yield one.findtext("name", "").strip(), difficult in ("1", "true", "yes")
+
+
+def _voc_files(folder, ids):
+    """The file of each id: `.jpg`, or what else is there of its name."""
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = {Path(name).stem: name for name in there if Path(name).suffix.lower() in image_suffixes()}
+    jpegs = {name for name in there if name.endswith(".jpg")}
+    return [f"{own}.jpg" if f"{own}.jpg" in jpegs else others.get(own, f"{own}.jpg") for own in ids]
 
 
 def read_coco(
@@ -129,13 +163,15 @@ def read_coco(
         images = _first_folder(folder, (split, f"images/{split}"))
     content = read_json(annotations)
     categories, column = _coco_ids(annotations, content, "categories", {"id": int, "name": str})
-    pictures, row = _coco_ids(annotations, content, "images", {"id": int, "file_name": str})
-    label_names = [one["name"] for one in categories]
+    pictures, _ = _coco_ids(annotations, content, "images", {"id": int, "file_name": str})
+    label_names = [label_name(one["name"]) for one in categories]
     if len(set(label_names)) < len(label_names):
         twice = next(name for name in label_names if label_names.count(name) > 1)
         raise InputError(f"{annotations} has two categories of the name {twice!r}; a label needs its own")
-    files = [one["file_name"] for one in pictures]
-    labels = np.zeros((len(row), len(column)), np.int8)
+    place: dict[str, int] = {}  # a file may be there under several ids: all of them speak of one row
+    row = {one["id"]: place.setdefault(one["file_name"], len(place)) for one in pictures}
+    files = list(place)
+    labels = np.zeros((len(files), len(column)), np.int8)
     kinds = {"id": int, "image_id": int, "category_id": int}
     for one in _coco_entries(annotations, content, "annotations", kinds):
         if one["image_id"] not in row:
@@ -155,13 +191,17 @@ def read_coco(
         texts = _coco_captions(captions, row)
     annotated = np.flatnonzero(labels.any(axis=1))
     became = "kept" if unannotated == "keep" else "left out"
-    remarks = [f"{len(row):,} images, {len(row) - len(annotated):,} of them without annotation, {became}"]
+    bare = f"{len(files) - len(annotated):,} of them without annotation, {became}"
+    remarks = [f"{counted(len(files), 'image')}, {bare}"]
+    if len(files) < len(row):
+        repeated = counted(len(row) - len(files), "entry repeats", "entries repeat")
+        remarks.append(f"{repeated} the file of another; what is said of either is known of the image")
     if unannotated == "drop":
         files, labels = [files[i] for i in annotated], labels[annotated]
         texts = texts and [texts[i] for i in annotated]
     missing = sum(not text for text in texts or ())
     if missing and captions is not None:
-        remarks.append(f"{missing:,} images have no caption in {printable(captions)}")
+        remarks.append(f"{counted(missing, 'image has', 'images have')} no caption in {printable(captions)}")
     return read_files(
         f"{printable(folder)}, split={split}",
         images,
@@ -197,16 +237,14 @@ def _coco_ids(path, content, key, kinds):
 
 def _coco_captions(path, row):
     """A caption for each image; "" for those without."""
-    first = {}
-    for one in _coco_entries(
-        path, read_json(path), "annotations", {"id": int, "image_id": int, "caption": str}
-    ):
-        known = first.setdefault(one["image_id"], one)
-        if one["id"] < known["id"]:
-            first[one["image_id"]] = one
-    if not first.keys() & row.keys():
+    first, kinds = {}, {"id": int, "image_id": int, "caption": str}
+    for one in _coco_entries(path, read_json(path), "annotations", kinds):
+        own = row.get(one["image_id"])
+        if own is not None and one["id"] < first.setdefault(own, one)["id"]:
+            first[own] = one
+    if not first:
         raise InputError(f"{path} has captions of none of the {len(row)} images; give that of their split")
-    return [first[image]["caption"].strip() if image in first else "" for image in row]
+    return [first[own]["caption"].strip() if own in first else "" for own in range(max(row.values()) + 1)]
 
 
 def read_nus_wide(
@@ -247,7 +285,7 @@ def read_nus_wide(
         names, labels = _official_lists(folder, split.capitalize(), concepts)
     bare = ~(labels == 1).any(axis=1)
     became = "left out" if lists == "labelled" else "kept"
-    remarks = [f"{len(names):,} images, {bare.sum():,} of them with none of the labels, {became}"]
+    remarks = [f"{counted(len(names), 'image')}, {bare.sum():,} of them with none of the labels, {became}"]
     if lists == "labelled":
         names, labels = [name for name, none in zip(names, bare) if not none], labels[~bare]
     if images is None:

@@ -1,6 +1,8 @@
 """Image files as upright 8-bit RGB, whatever is in them; what cannot be read says why."""
 
 import contextlib
+import functools
+import importlib
 import io
 import os
 import stat
@@ -12,6 +14,21 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mlclip_jax.errors import InputError
+
+with contextlib.suppress(ImportError):  # HEIC, where its plug-in is installed
+    importlib.import_module("pillow_heif").register_heif_opener()
+
+# Formats that Pillow knows by name, and opens only with programs or plug-ins that are not here.
+STUBS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
+PNG, TEXT_CHUNKS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of files that can be decoded, in small letters, as ".jpg"."""
+    Image.init()
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in known if kind in Image.OPEN and kind not in STUBS)
 
 
 class UnreadableImage(InputError):
@@ -51,18 +68,14 @@ def decode_image(data: bytes, at_least: int | None = None) -> Image.Image:
       UnreadableImage: these bytes are no image, or a damaged one, or one of over 179 million pixels.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            decoded = _decode_jpeg(data, image, at_least)
-            if decoded is None:
-                image.load()
-                decoded = image
-            return upright_rgb(decoded)
-    except UnidentifiedImageError as error:
-        raise UnreadableImage("no image format is recognised") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(f"a decompression bomb: {error}") from error
-    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-        raise UnreadableImage(f"{error or type(error).__name__}") from error
+        return _decode(data, at_least)
+    except UnreadableImage as error:
+        readable = _without_texts(data)
+        if readable is None:
+            raise
+        with contextlib.suppress(UnreadableImage):
+            return _decode(readable, at_least)
+        raise error
 
 
 def read_image(path: str | os.PathLike, at_least: int | None = None) -> Image.Image:
@@ -107,6 +120,35 @@ def printable(name: str | bytes | os.PathLike) -> str:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half a surrogate pair, which no file can be called
         return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def _decode(data, at_least):
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            decoded = _decode_jpeg(data, image, at_least)
+            if decoded is None:
+                image.load()
+                decoded = image
+            return upright_rgb(decoded)
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("no image format is recognised") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(f"a decompression bomb: {error}") from error
+    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
+        raise UnreadableImage(f"{error or type(error).__name__}") from error
+
+
+def _without_texts(data):
+    """A PNG without its comments, whose damage is none of the picture's; None of other files."""
+    if not data.startswith(PNG):
+        return None
+    kept, place = [PNG], len(PNG)
+    while place + 8 <= len(data):  # length, kind, content, checksum
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] not in TEXT_CHUNKS:
+            kept.append(data[place:end])
+        place = end
+    return b"".join(kept) if len(kept) > 1 else None
 
 
 def _decode_jpeg(data, image, at_least):

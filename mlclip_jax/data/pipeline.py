@@ -289,7 +289,7 @@ class Skipped:
         path = Path(path or self.path or "")
         if path.is_file():
             known = {name: index for index, name in enumerate(self.names)}
-            lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            lines = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line)
             self.add((known[line["name"]], line["reason"]) for line in lines if line["name"] in known)
 
     def __str__(self) -> str:

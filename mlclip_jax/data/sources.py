@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,15 @@ import numpy as np
 from jaxtyping import Int, Int8
 from PIL import Image
 
-from mlclip_jax.data.images import printable, read_file
+from mlclip_jax.data.images import image_suffixes, printable, read_file
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import read_text
+from mlclip_jax.wording import counted, listed
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+def label_name(name: object) -> str:
+    """A label's name without blanks at its ends, in Unicode's composed form (NFC), whichever it comes in."""
+    return unicodedata.normalize("NFC", str(name)).strip()
 
 
 class Example(NamedTuple):
@@ -43,7 +48,7 @@ class Source:
       names: of the images, N strings; an image may be there several times, with several captions.
       read: called with an index, returns the bytes of its file or raises `images.UnreadableImage`.
       labels: int8 `(N, K)` in {1, 0, -1}; or None, for K = 0.
-      label_names: K strings.
+      label_names: K strings, which become `label_name`s.
       captions: N strings, or None.
       remarks: strings: what was kept and what was left out, with counts.
       folder: where the files are, if they are files: index `i` is `folder / names[i]`; or None.
@@ -69,7 +74,7 @@ class Source:
         self.names = tuple(names)
         self.read = read
         self.labels = np.zeros((len(self.names), 0), np.int8) if labels is None else labels
-        self.label_names = tuple(label_names)
+        self.label_names = tuple(map(label_name, label_names))
         self.captions = None if captions is None else tuple(captions)
         self.remarks = tuple(remarks)
         if not self.names:
@@ -142,8 +147,9 @@ def read_folder(folder: str | os.PathLike) -> Source:
     images, others = list_images(folder)
     remarks = []
     if others:
-        listed = ", ".join(printable(path.name) for path in others[:4]) + (", ..." if len(others) > 4 else "")
-        remarks.append(f"{len(others)} files are no images and were left out: {listed}")
+        names = listed(printable(path.name) for path in others)
+        are = counted(len(others), "file is no image", "files are no images")
+        remarks.append(f"{are}, and left out: {names}")
     names = [image.relative_to(folder).as_posix() for image in images]
     return read_files(printable(folder), folder, names, remarks=remarks)
 
@@ -151,33 +157,56 @@ def read_folder(folder: str | os.PathLike) -> Source:
 def list_images(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
     """The image files below a folder, sorted by path, and the files there that are not images.
 
-    Judged by their names alone; a directory or a pipe with the name of an image is among the images.
+    Judged by their names alone; a directory or a pipe with the name of an image is among the images. Links to
+    folders elsewhere are followed; every folder is entered once.
 
     Raises:
-      InputError: there is no such folder, or no image in it.
+      InputError: there is no such folder, a folder below it may not be read, or no image is in it.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if "://" in str(folder):
+        raise InputError(f"{printable(folder)} is a URL: download what it names, and give the file or folder")
+    if not Path(folder).is_dir():
+        if set("*?[") & set(str(folder)):
+            raise InputError(
+                f"nothing matches {printable(folder)}: give the folder, or leave the quotes away"
+            )
         raise InputError(f"no such folder of images: {printable(folder)}")
-    images, others = [], []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            images.append(path)
-        elif not path.is_dir():
-            others.append(path)
+    images, others, entered, ahead = [], [], set(), [os.fspath(folder)]
+    while ahead:
+        for place, folders, files in os.walk(ahead.pop(), onerror=_not_listed):
+            status = Path(place).stat()
+            if (status.st_dev, status.st_ino) in entered:  # a link to it was followed
+                folders.clear()
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            # Links come after all real folders, so that these keep their names.
+            ahead += [os.path.join(place, own) for own in folders if os.path.islink(os.path.join(place, own))]  # noqa: PTH114, PTH118
+            for name in files:
+                path = Path(place, name)
+                (images if path.suffix.lower() in image_suffixes() else others).append(path)
+            images += [Path(place, own) for own in folders if Path(own).suffix.lower() in image_suffixes()]
     if not images:
-        looked_for = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise InputError(f"no image in {printable(folder)}: looked for {looked_for}")
-    return images, others
+        others = len(image_suffixes()) - 2
+        raise InputError(
+            f"no image in {printable(folder)}: looked for .jpg, .png and {others} other suffixes"
+        )
+    return sorted(images), sorted(others)
+
+
+def _not_listed(error):
+    raise InputError(f"cannot list {printable(error.filename)}: {error.strerror}; allow it, or move it away")
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
-    """The non-empty lines of a UTF-8 text file, stripped.
+    r"""The non-empty lines of a text file, stripped; they end at `\n` or `\r\n`, and at no other sign.
 
     Raises:
       InputError: the file cannot be read, or holds no line.
     """
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    text = read_text(path)
+    if "\r" in text and "\n" not in text:
+        raise InputError(f"{path} ends its lines by carriage returns alone; save it with line feeds")
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         raise InputError(f"{path} holds no line of text")
     return lines

@@ -1,29 +1,48 @@
 """Tables of images: their files, labels and captions, as people and other programs write them."""
 
-import ast
-import csv
-import json
+import inspect
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int8
 
-from mlclip_jax.data.sources import Source, read_files
+from mlclip_jax.data.sources import Source, label_name, read_files
+from mlclip_jax.data.table_labels import (
+    labels_of_cells,
+    labels_of_columns,
+    unread_columns,
+)
+from mlclip_jax.data.table_rows import read_rows
 from mlclip_jax.errors import InputError
-from mlclip_jax.files import read_json, read_text
+from mlclip_jax.files import read_json
+from mlclip_jax.options import read_options, split_options
+from mlclip_jax.progress import note
+from mlclip_jax.wording import counted, listed
 
-# What tables call their columns, in order of preference; capitals, blanks and underscores make no difference.
+# What tables call their columns, in order of preference; capitals, blanks, dashes and underscores make no
+# difference.
 COLUMN_NAMES = {
-    "file": ("filename", "filepath", "file", "imagename", "imagepath", "imageid", "image", "name"),
-    "labels": ("labels", "label", "targets", "target", "tags"),
+    "image": (
+        "filename",
+        "filepath",
+        "file",
+        "imagename",
+        "imagepath",
+        "imagefile",
+        "imageid",
+        "imageindex",
+        "image",
+        "path",
+        "fname",
+        "name",
+    ),
+    "label": ("labels", "label", "targets", "target", "tags", "findinglabels"),
     "caption": ("caption", "captions", "text"),
     "split": ("split", "splitname"),
 }
-# What columns of one label hold, written as these; an empty cell is unknown.
-VALUES = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "-1": -1, "-1.0": -1, "": -1}
+UNLISTED = ("refuse", "unknown")
 
 
 def read_table(
@@ -35,44 +54,174 @@ def read_table(
     separator: str | None = None,
     names: str | os.PathLike | None = None,
     absent: str | int = 0,
+    ignore: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
 ) -> Source:
     """A `Source` of the images that a table lists, with labels, captions, or both.
 
-    The columns are found by their names, see `COLUMN_NAMES`. Labels are in one column, or else in a column
-    for each label, of 1 present, 0 absent and -1 unknown. An image may have several rows, one for each of
+    The columns are found by their names, see `COLUMN_NAMES`. Labels are in one column (see
+    `table_labels.labels_of_cells`), or else in a column for each label, of 1 present, 0 absent and -1 or
+    nothing unknown (`table_labels.labels_of_columns`). An image may have several rows, one for each of
     its captions; they become neighbours. MMM-CLIP's and MultiCLIP's files are such tables, ASL's of NUS-WIDE,
     and, with `absent=-1`, hellowangqian's of VOC.
 
     Args:
-      path: `.csv`, `.tsv`, `.jsonl` (an object per line) or `.json` (a list of objects). Quotes within the
-        last cell of a row of a CSV need not be escaped.
+      path: `.csv`, `.tsv`, `.jsonl` (an object per line) or `.json` (a list of objects), see
+        `table_rows.read_rows`. Quotes within the last cell of a row of a CSV need not be escaped.
       images: folder of the files; by default the table's own.
       split: the rows to take, by their column `split` or `split_name`; None: all. The labels are those of
         the whole table, so that all its splits have the same.
       suffix: what to add to the files' names, ".jpg" for names without one.
-      separator: between labels in one cell; by default a bar, or blanks where all labels are numbers. A cell
-        may also hold a list, ['cat', 'dog'], or of a 1, 0 or -1 for each label, which are then numbered.
+      separator: between labels in one cell: comma, semicolon, space, slash, tab, bar, or any text; by default
+        a bar, or blanks where all labels are numbers.
       names: JSON file of an object from labels as they are in the table to their names; others are left out.
       absent: 0; or -1 in tables in which that is absent, and 0 unknown, as in PASCAL VOC's own lists.
+      ignore: columns that are no labels, whatever they hold, with a bar between them.
+      image_column: the column of files, where it is called otherwise than `COLUMN_NAMES` has it.
+      label_column: that of labels.
+      caption_column: that of captions.
 
     Raises:
       InputError: the table cannot be read, or is no such table.
     """
-    if absent not in (0, -1):
+    given = {"image": image_column, "label": label_column, "caption": caption_column}
+    return _read_table(path, images, split, suffix, separator, names, absent, ignore, given)[0]
+
+
+def open_table(table: str | os.PathLike) -> Source:
+    """`read_table`, of what `read_labels` is given."""
+    path, options = _options_of(table)
+    options.pop("unlisted", None)
+    return read_table(path, **options)
+
+
+def read_labels(
+    table: str | os.PathLike, names: Sequence[str], label_names: Sequence[str]
+) -> Int8[np.ndarray, "N K"]:
+    """Labels of images by name, from a table; see `read_table`. What is guessed on the way is said.
+
+    Args:
+      table: the path of the table, or `table:PATH,option=value,...` with the options of `read_table`, and
+        `unlisted`: of classes for which a table of columns has none, "refuse" (the default), or "unknown".
+        Rows of files that are not in `names` are left out.
+      names: the N images' file names, as the table has them.
+      label_names: the K labels to read into columns.
+
+    Returns:
+      int8 `(N, K)` of 1, 0 and -1.
+
+    Raises:
+      InputError: the file is no such table, lacks a row for one of the examples or a column for one of the
+        labels, has two different rows for an example, or holds a label that is not in `label_names`.
+    """
+    path, options = _options_of(table)
+    unlisted = options.pop("unlisted", UNLISTED[0])
+    if unlisted not in UNLISTED:
+        raise InputError(f"unlisted={unlisted!r} is neither {' nor '.join(UNLISTED)}")
+    given = {what: options.pop(f"{what}_column", None) for what in ("image", "label", "caption")}
+    known = [label_name(name) for name in label_names]
+    source, complete = _read_table(path, given=given, known=known, **options)
+    if complete is None:
+        raise InputError(f"{path} needs a column of labels, or a column for each label")
+    row_of = {}
+    for row, name in enumerate(source.names):
+        if not np.array_equal(source.labels[row_of.setdefault(name, row)], source.labels[row]):
+            raise InputError(f"{path} has two different rows for {name}")
+    missing = [name for name in names if name not in row_of]
+    if missing:
+        raise InputError(
+            f"{path} has no row for {len(missing)} of {len(names)} images, the first {missing[0]}"
+        )
+    labels = source.labels[[row_of[name] for name in names]]
+    for label, column in zip(source.label_names, labels.T):
+        if label not in known and np.any(column == 1):
+            name = names[int(np.argmax(column == 1))]
+            raise InputError(f"{path}: label {label!r} of {name} is not one of the {len(known)} labels")
+    remarks = list(source.remarks)
+    without = [name for name in known if name not in source.label_names]
+    if without and complete:
+        if unlisted == "refuse":
+            classes = counted(len(without), "class", "classes")
+            raise InputError(
+                f"{path} has no column for {classes}, {listed(without)}; add it, "
+                f"or give table:{path},unlisted=unknown"
+            )
+        which = counted(len(without), "class is", "classes are")
+        remarks.append(f"{which} unknown, without a column: {listed(without)}")
+    elif without:
+        remarks.append(
+            f"{counted(len(without), 'class occurs', 'classes occur')} in no row: {listed(without)}"
+        )
+    for remark in remarks:
+        note(f"{path}: {remark}")
+    return labels_in_order(labels, source.label_names, known, -1 if complete else 0)
+
+
+def labels_in_order(
+    labels: Int8[np.ndarray, "N M"], given: Sequence[str], wanted: Sequence[str], missing: int = 0
+) -> Int8[np.ndarray, "N K"]:
+    """Columns of labels `(N, len(given))` as those of other names `(N, len(wanted))`, else `missing`."""
+    column = {name: k for k, name in enumerate(given)}
+    ordered = np.full((len(labels), len(wanted)), missing, np.int8)
+    for k, name in enumerate(wanted):
+        if name in column:
+            ordered[:, k] = labels[:, column[name]]
+    return ordered
+
+
+def _options_of(table):
+    """The path of a table, and the options behind it."""
+    if not str(table).startswith("table:"):
+        return table, {}
+    path, given = split_options(str(table).removeprefix("table:"))
+    known = {
+        name: own.default for name, own in inspect.signature(read_table).parameters.items() if name != "path"
+    }
+    return path, read_options("table:", given, known | {"unlisted": UNLISTED[0]})
+
+
+def _read_table(
+    path: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    split: str | None = None,
+    suffix: str = "",
+    separator: str | None = None,
+    names: str | os.PathLike | None = None,
+    absent: str | int = 0,
+    ignore: str | None = None,
+    given: dict[str, str | None] | None = None,
+    known: Collection[str] = (),
+) -> tuple[Source, bool | None]:
+    """`read_table`, with names that labels have; and `Labels.complete`, or None where it has no labels."""
+    if str(absent) not in ("0", "-1"):
         raise InputError(f"absent={absent!r} is not what tables have for absent labels: give 0 or -1")
-    rows, remarks = _read_rows(path)
-    columns = _find_columns(path, rows[0])
-    labels, label_names = _table_labels(path, rows, columns, separator)
-    unread = [key for key in rows[0] if key not in columns.values() and key.strip() not in label_names]
+    rows, remarks = read_rows(path)
+    columns = _find_columns(path, rows, given or {})
+    left_out = set((ignore or "").split("|")) - {""}
+    if left_out - rows[0].keys():
+        raise InputError(f"{path} has no column {min(left_out - rows[0].keys())!r} to ignore")
+    files = [_text(path, row[columns["image"]], "file") for row in rows]
+    if "label" in columns:
+        cells = [row[columns["label"]] for row in rows]
+        found = labels_of_cells(path, cells, separator=separator, absent=int(absent), known=known)
+    else:
+        others = {
+            key: [row[key] for row in rows]
+            for key in rows[0]
+            if key not in left_out and key not in columns.values()
+        }
+        found = labels_of_columns(path, others, files, absent=int(absent), known=known)
+    remarks += found.remarks
+    read = set(found.names) if "label" not in columns else set()
+    unread = [key for key in rows[0] if key not in columns.values() and label_name(key) not in read]
     if unread:
-        remarks.append(f"columns that were not read: {', '.join(unread)}")
+        remarks.append(f"columns that were not read: {unread_columns(unread)}")
+    labels, label_names = found.values, found.names
     if names is not None:
         labels, label_names = _renamed(names, labels, label_names)
-    if absent == -1 and not np.any(labels == -1):
-        raise InputError(f"invalid absent=-1: {path} has no label of -1; leave it out")
-    if absent == -1:
-        labels = np.where(labels == 1, labels, -1 - labels)
-    elif np.sum(labels == -1) > np.sum(labels == 0):
+    if int(absent) == 0 and np.sum(labels == -1) > np.sum(labels == 0):
         remarks.append("most labels are -1, which is unknown; where it means absent, give absent=-1")
     taken = range(len(rows))
     if "split" in columns and split is not None:
@@ -84,242 +233,81 @@ def read_table(
         raise InputError(f"{path} has no column that names splits, so split={split} cannot be taken")
     by_file = {}
     for i in taken:  # the rows of one image become neighbours, wherever the table has them
-        by_file.setdefault(str(rows[i][columns["file"]]), []).append(i)
+        by_file.setdefault(files[i], []).append(i)
     taken = [i for own in by_file.values() for i in own] if "caption" in columns else list(taken)
-    rows, labels = [rows[i] for i in taken], labels[taken]
     repeated = sum(len(own) > 1 for own in by_file.values())
     if repeated:
-        remarks.append(f"{repeated} files have several rows, each of which is an example")
+        remarks.append(
+            f"{counted(repeated, 'file has', 'files have')} several rows, each of which is an example"
+        )
     captions = None
     if "caption" in columns:
-        captions = [_text(path, row[columns["caption"]], "caption", "") for row in rows]
+        captions = [_text(path, rows[i][columns["caption"]], "caption", "") for i in taken]
     title = f"{path}" if split is None else f"{path}, split={split}"
-    files = [f"{_text(path, row[columns['file']], 'file')}{suffix}" for row in rows]
     folder = Path(path).parent if images is None else images
-    return read_files(
-        title, folder, files, labels=labels, label_names=label_names, captions=captions, remarks=remarks
+    source = read_files(
+        title,
+        folder,
+        [f"{files[i]}{suffix}" for i in taken],
+        labels=labels[taken],
+        label_names=label_names,
+        captions=captions,
+        remarks=remarks,
     )
+    return source, found.complete if found.names or "label" in columns else None
 
 
-def read_labels(
-    path: str | os.PathLike, names: Sequence[str], label_names: Sequence[str]
-) -> Int8[np.ndarray, "N K"]:
-    """Labels of images by name, from a table; see `read_table`.
-
-    Args:
-      path: the table; rows of files that are not in `names` are left out.
-      names: the N images' file names, as the table has them.
-      label_names: the K labels to read into columns.
-
-    Returns:
-      int8 `(N, K)` of 1, 0 and -1.
-
-    Raises:
-      InputError: the file is no such table, lacks a row for one of the examples, has two different rows for
-        one, or holds a label that is not in `label_names`.
-    """
-    table = read_table(path)
-    if not table.label_names:
-        raise InputError(f"{path} needs a column of labels, or a column for each label")
-    row_of = {}
-    for row, name in enumerate(table.names):
-        if not np.array_equal(table.labels[row_of.setdefault(name, row)], table.labels[row]):
-            raise InputError(f"{path} has two different rows for {name}")
-    missing = [name for name in names if name not in row_of]
-    if missing:
-        raise InputError(
-            f"{path} has no row for {len(missing)} of {len(names)} images, the first {missing[0]}"
-        )
-    labels = table.labels[[row_of[name] for name in names]]
-    for label, column in zip(table.label_names, labels.T):
-        if label not in label_names and np.any(column == 1):
-            name = names[int(np.argmax(column == 1))]
-            raise InputError(f"{path}: label {label!r} of {name} is not one of the {len(label_names)} labels")
-    return labels_in_order(labels, table.label_names, label_names)
+def plain_name(column: object) -> str:
+    """A column's name as `COLUMN_NAMES` has it."""
+    return "".join(sign for sign in str(column).lower() if sign not in " _-.")
 
 
-def labels_in_order(
-    labels: Int8[np.ndarray, "N M"], given: Sequence[str], wanted: Sequence[str]
-) -> Int8[np.ndarray, "N K"]:
-    """Columns of labels `(N, len(given))` as those of other names `(N, len(wanted))`; unnamed ones are 0."""
-    column = {name: k for k, name in enumerate(given)}
-    ordered = np.zeros((len(labels), len(wanted)), np.int8)
-    for k, name in enumerate(wanted):
-        if name in column:
-            ordered[:, k] = labels[:, column[name]]
-    return ordered
-
-
-def _read_rows(path):
-    """The rows of a table, a list of dicts with the same keys, and remarks."""
-    suffix, remarks = Path(path).suffix.lower(), []
-    if suffix in (".jsonl", ".json"):
-        if suffix == ".json":
-            rows = read_json(path)
-        else:
-            try:
-                rows = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"cannot read {path} as JSON Lines: {error}") from error
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"{path} must hold objects, one for each image")
-    else:
-        rows, loose = _read_csv(path)
-        if loose:
-            remarks.append(f"{loose} rows have quotes that are not escaped, and were read by their commas")
-    if not rows:
-        raise InputError(f"{path} lists no image")
-    for number, row in enumerate(rows):
-        if row.keys() != rows[0].keys():
-            differing = ", ".join(map(str, row.keys() ^ rows[0].keys()))
-            raise InputError(f"{path}, row {number + 1} has other columns than the first: {differing}")
-    return rows, remarks
-
-
-def _read_csv(path):
-    """The rows of a CSV, and how many were read by their commas because their quotes were not in order."""
-    lines = [line + "\n" for line in read_text(path).strip("\n").split("\n")]  # at no other line breaks
-    delimiter = "\t" if "\t" in lines[0] else ","
-    try:
-        cells, loose = [row for row in csv.reader(lines, delimiter=delimiter, strict=True) if row], 0
-    except csv.Error:
-        cells, loose = _read_loose_csv(path, lines, delimiter)
-    if not cells:
-        return [], 0
-    header, *rows = cells
-    repeated = [name for name, count in Counter(header).items() if count > 1]
-    if repeated:
-        raise InputError(f"{path} has two columns {repeated[0]!r}; every column needs its own name")
-    for number, row in enumerate(rows):
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}, row {number + 1} ({row[0]}) has not one cell per column; "
-                "join labels by |, and quote a cell that holds a comma"
-            )
-    return [dict(zip(header, row)) for row in rows], loose
-
-
-def _read_loose_csv(path, lines, delimiter):
-    """As `csv.reader`, and last cells in quotes may hold quotes that are not escaped; and how many do."""
-    header = next(csv.reader(lines[:1], delimiter=delimiter))
-    cells, loose, lines = [header], 0, iter(lines[1:])
-    for line in lines:
-        if not line.strip():
+def _find_columns(path, rows, given):
+    """What a table calls its columns: a dict with some of the keys of `COLUMN_NAMES`."""
+    plain = {plain_name(column): column for column in reversed(rows[0])}
+    columns = {}
+    for what, accepted in COLUMN_NAMES.items():
+        if given.get(what):
+            if given[what] not in rows[0]:
+                there = ", ".join(map(str, rows[0]))
+                raise InputError(f"{path} has no column {given[what]!r}; it has {there}")
+            columns[what] = given[what]
             continue
-        *first, last = line.split(delimiter, len(header) - 1)
-        quoted = len(first) == len(header) - 1 and last.startswith('"')
-        while quoted and _is_open(last):  # it holds a line break
-            following = next(lines, None)
-            if following is None:
-                raise InputError(f"cannot read {path}, row {len(cells)}: a quote is opened, and never closed")
-            last += following
-        try:
-            cells += csv.reader([delimiter.join([*first, last])], delimiter=delimiter, strict=True)
-        except csv.Error as error:
-            if not quoted:
-                raise InputError(f"cannot read {path}, row {len(cells)} as CSV: {error}") from error
-            first = next(csv.reader([delimiter.join(first)], delimiter=delimiter))
-            last = last.rstrip()
-            cells.append([*first, last[1:-1].replace('""', '"') if last.endswith('"') else last])
-            loose += 1
-    return cells, loose
+        found = next((plain[name] for name in accepted if name in plain), None)
+        if found is not None and found not in columns.values():
+            columns[what] = found
+    if "image" not in columns:
+        wanted, there = ", ".join(COLUMN_NAMES["image"]), ", ".join(map(str, rows[0]))
+        raise InputError(
+            f"{path} needs a column of files, one of {wanted}; it has {there}: name one by image_column="
+        )
+    others = [key for key in rows[0] if key != columns["image"]]
+    numbers = [key for key in others if {str(row[key]) for row in rows} <= {"0", "1", "-1"}]
+    if not given.get("caption") and columns.get("caption") in numbers and len(numbers) > 1:
+        del columns["caption"]  # a label that is called text, among others
+    return columns
 
 
 def _text(path, cell, what, missing=None):
     """A cell that is text or a number, as text that can be encoded; `missing` for none."""
-    if cell is None and missing is not None:
+    if (cell is None or cell != cell) and missing is not None:  # NaN, as pandas writes in place of text
         return missing
-    if not isinstance(cell, str | int | float):
+    if not isinstance(cell, str | int | float) or cell != cell:
         raise InputError(f"{path}: {cell!r:.60} is no {what}")
     return str(cell).encode("utf-8", "backslashreplace").decode()
-
-
-def _is_open(cell):
-    """Whether a cell that begins with a quote continues in the next line, with quotes inside or without."""
-    cell = cell.strip()
-    return cell == '"' or (cell.count('"') % 2 == 1 and not cell.endswith('"'))
-
-
-def _find_columns(path, row):
-    """What a table calls its columns: a dict with some of the keys of `COLUMN_NAMES`."""
-    plain = {str(column).lower().replace("_", "").replace(" ", ""): column for column in reversed(row)}
-    columns = {}
-    for what, accepted in COLUMN_NAMES.items():
-        found = next((plain[name] for name in accepted if name in plain), None)
-        if found is not None:
-            columns[what] = found
-    if "file" not in columns:
-        wanted = ", ".join(COLUMN_NAMES["file"])
-        raise InputError(f"{path} needs a column of files, one of {wanted}; it has {', '.join(row)}")
-    return columns
-
-
-def _table_labels(path, rows, columns, separator):
-    """Labels int8 (N, K), and their names; K = 0 where the table has none."""
-    if "labels" in columns:
-        cells = [_list_of(path, row[columns["labels"]]) for row in rows]
-        if (labels := _label_columns(cells)) is not None:
-            return labels, [str(k) for k in range(labels.shape[1])]
-        numbers = all(isinstance(cell, str) and cell.replace(" ", "").isdigit() for cell in cells if cell)
-        separator = separator or (" " if numbers else "|")
-        present = [_split_labels(cell, separator) for cell in cells]
-        label_names = sorted(set().union(*present), key=lambda name: (not name.isdigit(), len(name), name))
-        if not all(name.isdigit() for name in label_names):
-            label_names.sort()
-        column = {label: k for k, label in enumerate(label_names)}
-        labels = np.zeros((len(rows), len(column)), np.int8)
-        for row, own in zip(labels, present):
-            row[[column[label] for label in own]] = 1
-        return labels, label_names
-    others = [key for key in rows[0] if key not in columns.values()]
-    values = {key: [_plain(row[key]) for row in rows] for key in others}
-    label_names = [key for key in others if set(values[key]) <= VALUES.keys() and set(values[key]) != {""}]
-    names = [key.strip() for key in label_names]
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise InputError(f"{path} has two columns of the label {repeated[0]!r}")
-    labels = np.zeros((len(rows), len(names)), np.int8)
-    for column, key in zip(labels.T, label_names):
-        column[:] = [VALUES[value] for value in values[key]]
-    return labels, names
-
-
-def _plain(cell):
-    return "" if cell is None else str(cell).strip().lower()
-
-
-def _list_of(path, cell):
-    """A cell, or the list that is written in it."""
-    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
-        return cell
-    try:
-        return ast.literal_eval(cell.strip())
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise InputError(f"{path}: {cell!r:.60} is no list of labels") from error
-
-
-def _label_columns(cells):
-    """Labels int8 (N, K) of cells that are lists of a 1, 0 or -1 for each label; None of any others."""
-    if not all(isinstance(cell, list) and len(cell) == len(cells[0]) for cell in cells):
-        return None
-    if not all(type(value) is int and -1 <= value <= 1 for cell in cells for value in cell):
-        return None
-    return np.array(cells, np.int8)
-
-
-def _split_labels(cell, separator):
-    """A cell's labels: those of a list, or names with a separator between them."""
-    cells = cell if isinstance(cell, list) else str(cell if cell is not None else "").split(separator)
-    return {str(label).strip() for label in cells if str(label).strip()}
 
 
 def _renamed(path, labels, label_names):
     """Labels by other names, from a JSON object of old to new ones; those that it leaves out are dropped."""
     new_names = read_json(path)
-    if not isinstance(new_names, dict):
+    if not isinstance(new_names, dict) or not all(isinstance(name, str) for name in new_names.values()):
         raise InputError(f'{path} must hold an object from labels to names, {{"1": "person"}}')
     missing = [name for name in new_names if name not in label_names]
     if missing:
         raise InputError(f"{path} names labels that no image has, such as {missing[0]!r}")
     kept = [k for k, name in enumerate(label_names) if name in new_names]
-    return labels[:, kept], [str(new_names[label_names[k]]) for k in kept]
+    renamed = [label_name(new_names[label_names[k]]) for k in kept]
+    twice = [name for name in renamed if not name or renamed.count(name) > 1]
+    if twice:
+        raise InputError(f"{path} gives two labels the name {twice[0]!r}, or none; each needs its own")
+    return labels[:, kept], renamed

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int8, Shaped
 
+from mlclip_jax.data.sources import label_name
 from mlclip_jax.embeddings.rows import Names, Rows, refused_parquet
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
@@ -123,6 +124,7 @@ def read_embeddings(path: str | os.PathLike, kind: str = "image", reads: Iterabl
     names, label_names, captions = (
         _checked_names(path, arrays, what) for what in ("names", "label_names", "captions")
     )
+    label_names = label_names and tuple(map(label_name, label_names))
     labels = _named(arrays, OTHER_ARRAYS["labels"])
     if label_names is not None and len(set(label_names)) != len(label_names):
         raise InputError(f"{path} names a label twice; every column of labels needs its own name")

@@ -1,11 +1,13 @@
 """Names of labels, and which of them each training text is about."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int8
 
+from mlclip_jax.data.sources import label_name, read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.streams import Stream
 
@@ -28,6 +30,17 @@ def check_label_names(names: object, where: object) -> None:
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         raise InputError(f"{where} names {name!r} more than once; every class needs a name of its own")
+
+
+def read_names(path: str | os.PathLike) -> list[str]:
+    """The labels of a text file, one on each line.
+
+    Raises:
+      InputError: the file cannot be read, or names one twice.
+    """
+    names = [label_name(line) for line in read_lines(path)]
+    check_label_names(names, path)
+    return names
 
 
 def sample_label_sets(seed: int, number: int, num_labels: int, max_labels: int) -> Int8[np.ndarray, "N K"]:

@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 from mlclip_jax import methods
 from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.data.datasets import open_images
-from mlclip_jax.data.sources import read_lines
-from mlclip_jax.data.tables import read_table
+from mlclip_jax.data.tables import open_table
 from mlclip_jax.distributed.processes import all_or_none, is_first
 from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.labelled import read_images
@@ -22,7 +21,7 @@ from mlclip_jax.embeddings.store import Embeddings, embedding_files, read_embedd
 from mlclip_jax.errors import InputError
 from mlclip_jax.provenance import fingerprint, hash_names
 from mlclip_jax.runs import EMBEDDED, load_backbone_of, random_buffers, read_run
-from mlclip_jax.texts.label_sets import check_label_names, sample_label_sets
+from mlclip_jax.texts.label_sets import check_label_names, read_names, sample_label_sets
 from mlclip_jax.texts.mixtures import mix_class_embeddings
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, write_texts
 from mlclip_jax.training.examples import Examples
@@ -143,18 +142,19 @@ def label_names_of(config: ConfigDict) -> tuple[list[str], str | os.PathLike]:
       InputError: neither has any.
     """
     if config.texts.labels:
-        return read_lines(config.texts.labels), config.texts.labels
+        return read_names(config.texts.labels), config.texts.labels
     for source in (config.get("examples", {}), config.evaluation):
         path = source.get("embeddings") or source.get("images")
         names = None
         if source.get("labels"):
             path = source["labels"]
-            names = read_table(path).label_names
+            names = open_table(path).label_names
         elif source.get("embeddings"):
             names = read_embeddings(path).label_names
         elif source.get("images"):
             names = open_images(path).label_names
         if names:
+            check_label_names(names, path)
             return list(names), path
     raise InputError(
         "the recipe leaves texts.labels open, and its images have no labels: "

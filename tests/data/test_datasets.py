@@ -93,10 +93,48 @@ def test_voc(voc):
     assert source[1].image == a_jpeg(5)
     assert source.captions is None
     assert source.remarks == (
-        "4 labels of which all objects are difficult became absent",
-        "1 objects of none of the 20 kinds were left out",
+        "4 labels, of which all objects are difficult, became absent",
+        "1 object was left out, of none of the 20 kinds; labels=found takes them all",
     )
     assert read_voc(voc, split="val").names == ("000005.jpg", "000012.jpg")
+
+
+def test_difficult_is_said_in_several_words(voc):
+    for word, is_difficult in {"true": True, "False": False, " 1 ": True, "yes": True, "": False}.items():
+        text = an_annotation("000007", [("car", word)])
+        write_files(voc, {"Annotations/000007.xml": text})
+        assert present(read_voc(voc))[0] == ([] if is_difficult else ["car"])
+    write_files(voc, {"Annotations/000007.xml": an_annotation("000007", [("car", "maybe")])})
+    with pytest.raises(InputError, match=r"000007\.xml: difficult is 'maybe'; it must be 0 or 1"):
+        read_voc(voc)
+
+
+def test_voc_of_ones_own(voc):
+    """Ids with blanks, other formats, other kinds of objects."""
+    own = {"my cat 1": "png", "Dog": "JPG", "none": "jpg"}
+    files = {
+        f"Annotations/{name}.xml": an_annotation(name, [(kind, 0)])
+        for name, kind in zip(own, ("cat", "hat", "sofa bed"))
+    }
+    files |= {f"JPEGImages/{name}.{suffix}": a_jpeg(7) for name, suffix in own.items() if name != "none"}
+    files["ImageSets/Main/own.txt"] = "".join(f"{name}\n" for name in own)
+    write_files(voc, files)
+    source = read_voc(voc, split="own", labels="found")
+    assert source.names == ("my cat 1.png", "Dog.JPG", "none.jpg")
+    assert source.label_names == (
+        "car",
+        "cat",
+        "diningtable",
+        "hat",
+        "person",
+        "pottedplant",
+        "sofa bed",
+        "tvmonitor",
+    )
+    assert present(source) == [["cat"], ["hat"], ["sofa bed"]]
+    assert source[1].image == a_jpeg(7)
+    with pytest.raises(InputError, match="labels='all' is neither voc nor found"):
+        read_voc(voc, labels="all")
 
 
 @pytest.mark.parametrize(("difficult", "word"), [(-1, "unknown"), (0, "absent"), (1, "present")])
@@ -210,10 +248,26 @@ def test_coco_without_unannotated_images(coco):
     assert source.remarks == ("3 images, 1 of them without annotation, left out",)
 
 
+def test_one_file_under_two_ids_is_one_image(coco):
+    images = [*INSTANCES["images"], {"id": 77, "file_name": INSTANCES["images"][0]["file_name"]}]
+    file, known = INSTANCES["images"][0]["file_name"], INSTANCES["annotations"]
+    annotations = [*known, {"id": 99, "image_id": 77, "category_id": INSTANCES["categories"][0]["id"]}]
+    before = read_coco(coco)
+    changed = INSTANCES | {"images": images, "annotations": annotations}
+    write_files(coco, {"annotations/instances_val2017.json": changed})
+    source = read_coco(coco, captions="yes")
+    assert source.names == before.names
+    row = source.names.index(file)
+    first = sorted(INSTANCES["categories"], key=lambda one: one["id"]).index(INSTANCES["categories"][0])
+    assert source.labels[row, first] == 1
+    assert np.all(source.labels >= before.labels)
+    assert "1 entry repeats the file of another" in source.remarks[1]
+
+
 def test_captions_of_coco(coco):
     source = read_coco(coco, captions="yes")
     assert source.captions == ("A crowd.", "", "Dogs at a table.")
-    assert source.remarks[1] == f"1 images have no caption in {coco}/annotations/captions_val2017.json"
+    assert source.remarks[1] == f"1 image has no caption in {coco}/annotations/captions_val2017.json"
     given = read_coco(coco, captions=str(coco / "annotations" / "captions_val2017.json"))
     assert given.digest == source.digest != read_coco(coco).digest
 

@@ -19,6 +19,31 @@ def test_list_images_finds_all_and_lists_the_others(tmp_path):
     assert [path.name for path in others] == ["notes.txt", ".hidden"]
 
 
+def test_links_to_folders_are_followed_and_every_folder_entered_once(tmp_path):
+    for name in ("in/a.jpg", "in/sub/b.jpg", "elsewhere/c.jpg", "elsewhere/deep/d.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/again").symlink_to(tmp_path / "in/sub")
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "in")
+    (tmp_path / "in/file.jpg").symlink_to(tmp_path / "elsewhere/c.jpg")
+    images, others = list_images(tmp_path / "in")
+    names = [path.relative_to(tmp_path / "in").as_posix() for path in images]
+    assert names == ["a.jpg", "file.jpg", "linked/c.jpg", "linked/deep/d.jpg", "sub/b.jpg"]
+    assert others == []
+
+
+def test_whatever_pillow_opens_is_found(tmp_path):
+    found = [
+        f"{i}{suffix}" for i, suffix in enumerate((".avif", ".jfif", ".jpe", ".jp2", ".PNG", ".ppm", ".tga"))
+    ]
+    for name in (*found, "x.eps", "x.pdf", "x.h5", "x.txt", "x"):
+        (tmp_path / name).touch()
+    images, others = list_images(tmp_path)
+    assert [path.name for path in images] == sorted(found)
+    assert len(others) == 5
+
+
 def test_folders_without_images(tmp_path):
     with pytest.raises(InputError, match="no image in"):
         list_images(tmp_path)
@@ -44,7 +69,7 @@ def test_labels_by_name(tmp_path):
         ("filename,labels\na.jpg,cat\nb.jpg,\na.jpg,dog\n", "two different rows for a.jpg"),
         ("filename,labels\na.jpg,cat\nb.jpg,cat,dog\n", "row 2 (b.jpg) has not one cell per column"),
         ("filename,labels\na.jpg,cat\nb.jpg\n", "row 2 (b.jpg) has not one cell per column"),
-        ("name;labels\nx;y\n", "needs a column of files"),
+        ("place;labels\nx;y\n", "needs a column of files"),
         ("", "lists no image"),
         ("filename\na.jpg\n", "needs a column of labels"),
         ('filename,labels\n"a.jpg,cat\n', "cannot read"),
@@ -67,6 +92,13 @@ def test_lines(tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("\ufeff  a dog \r\n\n naïve\n")
     assert read_lines(path) == ["a dog", "naïve"]
+    path.write_bytes("one\x0ctwo\u2028three\x85four\x1cfive\rsix\r\nseven".encode())
+    assert read_lines(path) == ["one\x0ctwo\u2028three\x85four\x1cfive\rsix", "seven"]
+    path.write_text("a dog\ncafé", encoding="utf-16")
+    assert read_lines(path) == ["a dog", "café"]
+    path.write_bytes(b"one\rtwo\r")
+    with pytest.raises(InputError, match="ends its lines by carriage returns alone; save it with line feeds"):
+        read_lines(path)
     path.write_text("\n \n")
     with pytest.raises(InputError, match="holds no line of text"):
         read_lines(path)

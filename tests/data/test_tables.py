@@ -38,8 +38,8 @@ def test_mmm_clips_json(tmp_path):
     np.testing.assert_array_equal(source.labels, [row[2:] for row in rows])
     assert source.captions is None
     unread, several = source.remarks
-    assert "columns that were not read:  Classes(motorcycle" in unread
-    assert several == "1 files have several rows, each of which is an example"
+    assert "columns that were not read: Classes(motorcycle" in unread
+    assert several == "1 file has several rows, each of which is an example"
 
 
 def test_lists_of_a_value_for_each_label(tmp_path):
@@ -80,7 +80,7 @@ def test_multiclips_quotes(tmp_path):
         'reading "spray."',
         "a proper, line",
     )
-    assert source.remarks == ("3 rows have quotes that are not escaped, and were read by their commas",)
+    assert source.remarks == ("3 rows have quotes that are not escaped, and were read by their separators",)
 
 
 @pytest.mark.skipif(not MULTICLIP.exists(), reason=f"needs MultiCLIP's captions, {MULTICLIP}")
@@ -160,8 +160,7 @@ def test_rows_of_one_image_become_neighbours(tmp_path):
     assert source.select([3, 0]).captions == ("two", "one")
 
 
-# A carriage return is a line break, as in the tables of some systems.
-TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), min_size=1)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 
 
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6))
@@ -178,7 +177,7 @@ def test_whatever_is_quoted_properly_is_read_as_it_is(tmp_path_factory, rows):
     [
         ("x.csv", "", {}, "x.csv lists no image"),
         ("x.csv", "file,labels\n", {}, "x.csv lists no image"),
-        ("x.csv", "path;labels\na;b\n", {}, "x.csv needs a column of files, one of filename, "),
+        ("x.csv", "place;labels\na;b\n", {}, "x.csv needs a column of files, one of filename, "),
         ("x.csv", "file,labels\na,cat,dog\n", {}, "row 1 (a) has not one cell per column; join labels by |"),
         ("x.csv", 'file,labels\na,"cat\n', {}, "x.csv, row 1: a quote is opened, and never closed"),
         ("x.csv", 'file,labels\n"a,cat\n', {}, "cannot read {}, row 1 as CSV: unexpected end of data"),
@@ -268,6 +267,47 @@ def test_columns_of_labels_as_other_programs_write_them(tmp_path):
     assert table.label_names == ("cat", "dog", "owl")
     assert table.labels.tolist() == [[1, 1, -1], [0, -1, 1], [0, 0, 0]]
     assert table.remarks == ("columns that were not read: size",)
+
+
+@pytest.mark.parametrize("column", ["Image Index", "Path", "fname", "image-name", "File.Path"])
+def test_columns_of_files_have_many_names(tmp_path, column):
+    (tmp_path / "t.csv").write_text(f"{column},labels\na.jpg,cat\n")
+    assert read_table(tmp_path / "t.csv").names == ("a.jpg",)
+
+
+def test_columns_of_other_names_may_be_given(tmp_path):
+    (tmp_path / "t.csv").write_text("where,what,said\na.jpg,cat,a cat\n")
+    with pytest.raises(
+        InputError, match=r"needs a column of files, .*it has where, what, said: name one by image_"
+    ):
+        read_table(tmp_path / "t.csv")
+    table = read_table(tmp_path / "t.csv", image_column="where", label_column="what", caption_column="said")
+    assert (table.names, table.label_names, table.captions) == (("a.jpg",), ("cat",), ("a cat",))
+    with pytest.raises(InputError, match="has no column 'whatever'; it has where, what, said"):
+        read_table(tmp_path / "t.csv", image_column="where", label_column="whatever")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("first", ["", "sep=;\n"])
+def test_what_spreadsheets_save_is_read(tmp_path, encoding, first):
+    (tmp_path / "t.csv").write_text(f"{first}filename;labels\na,b.jpg;café|thé\n", encoding=encoding)
+    table = read_table(tmp_path / "t.csv")
+    assert (table.names, table.label_names) == (("a,b.jpg",), ("café", "thé"))
+    assert ("its cells are separated by semicolons" in table.remarks) == (not first)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("filename,labels\na,b\n".encode("utf-16")[2:], "has zero bytes, as UTF-16 without its mark does"),
+        (b"filename,labels\ra,b\r", "ends its lines by carriage returns alone; save it with line feeds"),
+        ("filename,labels\na,café\n".encode("latin-1"), "save it as UTF-8"),
+    ],
+)
+def test_what_is_written_otherwise_is_refused_with_the_remedy(tmp_path, content, message):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_table(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize(

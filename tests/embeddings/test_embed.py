@@ -29,7 +29,7 @@ def test_a_folder_of_images(clip, tmp_path, capsys):
     assert main(["embed", f"--backbone={clip}", f"--images={folder}", f"--output={output}"]) == 0
     captured = capsys.readouterr()
     assert f"3 embeddings in {output}: image (20)" in captured.out
-    assert "1 files are no images and were left out: labels.csv" in captured.err
+    assert "1 file is no image, and left out: labels.csv" in captured.err
     stored = read_embeddings(output)
     assert stored.names == ("a.png", "b.png", "sub/c.png")
     backbone = mlclip_jax.load_backbone(clip)
