@@ -30,6 +30,7 @@ DEPENDENCIES = [
     "iterative-stratification>=0.1.9,<0.2",  # splits that keep the shares of several labels
     "inflect>=7.4,<8",  # English articles, lists and plurals in generated texts
     "typeguard>=4.2,<5",  # which checks inflect's arguments, and is left out there
+    "ftfy>=6.3,<7",  # repairs texts as openai/CLIP and open_clip do
     "tqdm>=4.66,<5",  # progress bars
     "pyyaml>=6,<7",  # manifests for Kubernetes
 ]

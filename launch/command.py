@@ -99,8 +99,8 @@ def _print_help(text, values):
 
 def _check(name, *arguments):
     """The `Command` of these words, once its flags, recipe, variant and keys have been found to exist."""
+    from mlclip_jax.commands.parsing import parse_flags
     from mlclip_jax.distributed.processes import PROCESS_FLAGS
-    from mlclip_jax.recipes import parse_flags
 
     if name not in LAUNCHED:
         raise InputError(f"cannot launch {name!r}: give one of {', '.join(LAUNCHED)}")

@@ -3,9 +3,12 @@
 import _thread
 import contextlib
 import importlib
+import io
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Sequence
@@ -13,6 +16,8 @@ from types import ModuleType
 
 from mlclip_jax import __version__
 from mlclip_jax.errors import InputError, Preempted
+from mlclip_jax.options import nearest
+from mlclip_jax.stopping import stop_at_once_on_request
 
 # Each command's module defines `define_flags(values, argv)` and `main(values)`, which imports what computes;
 # `INDEPENDENT_PROCESSES` and `USES_JAX` there say where it differs from the others.
@@ -53,13 +58,19 @@ USAGE = "\n".join(
 def run() -> None:
     """The program: runs the command that the process was given, and exits."""
     sys.unraisablehook = _interrupt_again
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a label that the terminal has no letters for is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main(sys.argv[1:])
+        sys.stdout.flush()
     except KeyboardInterrupt:  # once more, on the way out
         code = 130
+    except OSError as error:  # of the last lines
+        code = _output_failed("mlclip", error)
     if code:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         sys.stderr.flush()
         # Stopped halfway, a computation may still run, and would crash the interpreter's orderly way out.
         os._exit(code)
@@ -92,25 +103,27 @@ def _run_command(name: str, arguments: Sequence[str], until_the_end: contextlib.
     What answers SIGTERM stays `until_the_end`, also while the other processes of a run are waited for.
     """
     try:
+        until_the_end.enter_context(stop_at_once_on_request())
         if name not in COMMANDS:
-            raise InputError(f"no such command; there are {', '.join(COMMANDS)}")
+            near = nearest(" ".join([name, *arguments[:1]]), COMMANDS) or nearest(name, COMMANDS)
+            raise InputError(f"no such command{near}; there are {', '.join(COMMANDS)}")
         command = importlib.import_module(COMMANDS[name][0])
         if {"-h", "--help"} & set(arguments):
             _print_help(command)
             return 0
-        from mlclip_jax.recipes import parse_flags
+        from mlclip_jax.commands.parsing import parse_flags
+        from mlclip_jax.progress import speak
 
         values = parse_flags([f"mlclip {name}", *arguments], command.define_flags)
+        speak(quiet=values.quiet)
         if getattr(command, "USES_JAX", True):
             from mlclip_jax import compilation_cache
 
             compilation_cache.enable(wanted=values.compilation_cache)
         if "multihost" in values:
             from mlclip_jax.distributed.processes import start_processes
-            from mlclip_jax.training.interruptions import stop_at_once_on_request
 
             start_processes(values, independent=getattr(command, "INDEPENDENT_PROCESSES", False))
-            until_the_end.enter_context(stop_at_once_on_request())
         command.main(values)
     except Preempted as stopped:
         print(f"mlclip {name}: {stopped}", file=sys.stderr)
@@ -123,13 +136,23 @@ def _run_command(name: str, arguments: Sequence[str], until_the_end: contextlib.
         if processes and processes.is_announced(error):  # so all end
             _leave_processes()
         return 2
-    except BrokenPipeError:  # what reads the output has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except KeyboardInterrupt:
         print(f"mlclip {name}: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.filename is not None:  # of a file that we opened: not foreseen
+            raise
+        return _output_failed(f"mlclip {name}", error)
     return 0
+
+
+def _output_failed(who: str, error: OSError) -> int:
+    """Says why standard output takes no more; returns the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # what reads it has seen enough, as `head` does
+        return 141
+    print(f"{who}: error: cannot write to standard output: {error.strerror or error}", file=sys.stderr)
+    return 2
 
 
 def _leave_processes() -> None:
@@ -151,15 +174,30 @@ def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
 def _print_help(command: ModuleType) -> None:
     from absl import flags
 
-    from mlclip_jax.recipes import define_common_flags
+    from mlclip_jax.commands.parsing import define_common_flags
 
     values = flags.FlagValues()
     command.define_flags(values, [])
     define_common_flags(values)
-    print(f"{command.main.__doc__}\n")
-    for name in values:
-        default = "" if values[name].default is None else f" (default {values[name].default})"
-        print(f"  --{name:<11}{values[name].help}{default}")
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    usage = " ".join(str(command.main.__doc__).split())
+    print(textwrap.fill(usage, width, subsequent_indent="    ", break_on_hyphens=False) + "\n")
+    names = {name: f"--[no]{name}" if values[name].boolean else f"--{name}" for name in values}
+    indent = 4 + max(map(len, names.values()))
+    for name, written in names.items():
+        default = values[name].default
+        default = "" if default in (None, False) else f" (default {default})"
+        said = " ".join(str(values[name].help).split())
+        said = said.replace("; repeat this option to specify a list of values", "")
+        print(
+            textwrap.fill(
+                said + default,
+                width,
+                initial_indent=f"  {written}".ljust(indent),
+                subsequent_indent=" " * indent,
+                break_on_hyphens=False,
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ class Origin:
       sha256: of the files under that name; "" where even the name is not known, see `UNKNOWN`.
       image_size: (height, width) of the pixels that a backbone saw.
       resize, decode, dtype, position_embeddings: how it saw and computed, see `load_backbone`.
+      interpolation, antialias, clean: the same, where they were chosen.
       template: the sentence that names were put into.
       source: SHA-256 of the images or texts that were embedded.
       split: where labelled images came from, as the user names it.
@@ -39,6 +40,9 @@ class Origin:
     decode: str = ""
     dtype: str = ""
     position_embeddings: str = ""
+    interpolation: str = ""
+    antialias: str = ""
+    clean: str = ""
     template: str = ""
     source: str = ""
     split: str = ""

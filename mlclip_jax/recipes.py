@@ -18,6 +18,7 @@ from mlclip_jax.files import replacing
 from mlclip_jax.options import nearest, read_options, split_options
 
 Option = str | int | float  # of a recipe
+ENDLESS = ("constant", "step")  # schedules that do not depend on the number of steps
 
 
 def define_config(values: flags.FlagValues, argv: list[str], *, required: bool = True) -> None:
@@ -33,49 +34,6 @@ def define_config(values: flags.FlagValues, argv: list[str], *, required: bool =
     )
     if required:
         flags.mark_flag_as_required("config", values)
-
-
-def parse_flags(
-    argv: list[str], define_flags: Callable[[flags.FlagValues, list[str]], None]
-) -> flags.FlagValues:
-    """Parses a command's flags.
-
-    Args:
-      argv: the command's name and its arguments.
-      define_flags: called with an empty `absl.flags.FlagValues` and the arguments, to define the flags.
-
-    Returns:
-      The parsed `FlagValues`.
-
-    Raises:
-      InputError: a flag, recipe, variant or key is unknown or missing, or a value cannot be read.
-    """
-    argv = _with_recipe_path(argv)
-    values = flags.FlagValues()
-    try:
-        define_flags(values, argv)
-        define_common_flags(values)
-        rest = values(argv)
-    except (AttributeError, KeyError) as error:  # what ml_collections raises for a key that is not there
-        raise InputError(_unknown_key(str(error.args[0]))) from error
-    except (flags.Error, SyntaxError, ImportError) as error:
-        # The last line says what was wrong; what comes before is the traceback of a recipe.
-        reason = str(error).strip().splitlines()[-1]
-        missing = re.search(r"[Ff]lag --(\w+) must have a value other than None", reason)
-        raise InputError(f"--{missing[1]} is missing" if missing else reason) from error
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    return values
-
-
-def define_common_flags(values: flags.FlagValues) -> None:
-    """The flags of every command."""
-    flags.DEFINE_boolean(
-        "compilation_cache",
-        True,
-        "keep compiled programs, and take those that are kept (--nocompilation_cache: neither)",
-        flag_values=values,
-    )
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -96,7 +54,8 @@ def find_recipe(name: str) -> Path:
     # "configs/tai.py" works from anywhere too, as it does from a checkout.
     if re.fullmatch(r"(configs/)?\w+(\.py)?", name) and Path(name).stem in shipped:
         return shipped[Path(name).stem]
-    raise InputError(f"no recipe {name!r}: neither a file nor one of {', '.join(sorted(shipped))}")
+    known = ", ".join(sorted(shipped))
+    raise InputError(f"no recipe {name!r}{nearest(name, shipped)}: neither a file nor one of {known}")
 
 
 def base(
@@ -131,8 +90,11 @@ def base(
     config.encoding.dtype = ""  # "float32" or "bfloat16"; by default float32 on CPUs, bfloat16 elsewhere
     config.encoding.image_size = ""  # "448", or "448x336" for height and width; by default its own
     config.encoding.resize = ""  # "crop" or "squash"; by default its own
+    config.encoding.interpolation = ""  # "bicubic" or "bilinear", of resizing; by default its own
     config.encoding.decode = ""  # "full" (default), or "reduced": JPEG files faster, and nearly the same
     config.encoding.position_embeddings = ""  # of a CLIP ResNet: "pooled" (default), "all" or "none"
+    config.encoding.antialias = ""  # "yes" or "no": of position embeddings at other image sizes
+    config.encoding.clean = ""  # "yes" or "no": whether texts are repaired first; both by default as usual
     config.encoding.shard_parameters = False  # split over the devices, for large models
 
     config.texts = ConfigDict()
@@ -302,7 +264,8 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict, may_change: t
     Args:
       workdir: folder of a run that has checkpoints.
       config: of the run that is to resume there, a `ConfigDict`.
-      may_change: beginnings of the keys that do not change a result.
+      may_change: beginnings of the keys that do not change a result; more `train.steps` continue a run,
+        where its schedule is `ENDLESS`.
 
     Raises:
       InputError: other keys have other values there; all of them are named.
@@ -310,6 +273,14 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict, may_change: t
     there, here = flat_config(read_config(workdir)), flat_config(json.loads(config.to_json()))
     if here.get("train.epochs"):  # from which the steps there were computed
         may_change = (*may_change, "train.steps")
+    had, wanted = (flat.get("train.steps") for flat in (there, here))
+    schedule, stretched = here.get("schedule.name"), ""
+    if isinstance(had, int) and isinstance(wanted, int) and wanted > had:
+        if schedule in ENDLESS:
+            may_change = (*may_change, "train.steps")
+        elif "train.steps" not in may_change:
+            endless = " and ".join(ENDLESS)
+            stretched = f" (more steps would stretch its schedule, {schedule}; {endless} have no end)"
     keys = sorted(key for key in there.keys() | here.keys() if not key.startswith(may_change))
     differing = [
         f"{key} {_value_at(there, key)}, not {_value_at(here, key)}"
@@ -318,7 +289,8 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict, may_change: t
     ]
     if differing:
         raise InputError(
-            f"{workdir} holds a run with {'; '.join(differing)}: give what it has, or another --workdir"
+            f"{workdir} holds a run with {'; '.join(differing)}{stretched}: give what it has, "
+            "or another --workdir"
         )
 
 
@@ -379,23 +351,3 @@ def flat_config(config: Mapping | ConfigDict) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def _unknown_key(message):
-    suggestion = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message)
-    if suggestion:
-        return f"no such config key: {suggestion[2]!r}; did you mean {suggestion[1]!r}?"
-    return f"no such config key in this recipe and variant: {' '.join(message.split())}"
-
-
-def _with_recipe_path(argv):
-    """Joins `--config RECIPE` to `--config=RECIPE`, and puts the recipe's path for its name."""
-    resolved, arguments = [], iter(argv)
-    for argument in arguments:
-        if argument in ("--config", "-config"):
-            argument = f"--config={next(arguments, '')}"
-        match = re.fullmatch(r"--?config=([^:]*)(:.*)?", argument)
-        if match:
-            argument = f"--config={find_recipe(match[1])}{match[2] or ''}"
-        resolved.append(argument)
-    return resolved

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mlclip_jax import InputError, configs
+from mlclip_jax.commands.parsing import parse_flags
 from mlclip_jax.configs import tai
 from mlclip_jax.recipes import (
     check,
@@ -15,7 +16,6 @@ from mlclip_jax.recipes import (
     define_config,
     find_recipe,
     flat_config,
-    parse_flags,
     read_variant,
     schema,
     write_config,
@@ -143,10 +143,10 @@ def test_what_cannot_be_is_refused_with_the_nearest_that_can(changes, message):
     [
         (["--config.train.stpes=3"], "no such config key: 'stpes'; did you mean 'steps'?"),
         (["--config.tarin.steps=3"], "no such config key: 'tarin'; did you mean 'train'?"),
-        (["--config.train.steps=many"], "flag --config.train.steps=many: invalid literal"),
-        (["--config.train.steps=2.5"], "flag --config.train.steps=2.5: invalid literal"),
-        (["--config.optimizer.learning_rate=fast"], "could not convert string to float: 'fast'"),
-        (["--cofnig=tai"], "Unknown command line flag 'cofnig'. Did you mean: config"),
+        (["--config.train.steps=many"], "--config.train.steps must be a whole number; got 'many'"),
+        (["--config.train.steps=2.5"], "--config.train.steps must be a whole number; got '2.5'"),
+        (["--config.optimizer.learning_rate=fast"], "must be a number; got 'fast'"),
+        (["--cofnig=tai"], "there is no flag --cofnig (did you mean --config?)"),
         (["--flagfile=missing"], "missing"),
     ],
 )

@@ -5,7 +5,7 @@ import operator
 import os
 import reprlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, overload
 
@@ -18,7 +18,8 @@ from PIL import Image
 
 from mlclip_jax.backbones.batching import padded_batches, run_ahead
 from mlclip_jax.backbones.layouts import Layout
-from mlclip_jax.backbones.processing import ImageLike, Tokenizer
+from mlclip_jax.backbones.processing import ImageLike
+from mlclip_jax.backbones.tokenizer import Tokenizer
 from mlclip_jax.backbones.weights import Parameters
 from mlclip_jax.distributed.sharding import make_mesh, replicated, split_rows, split_widest
 from mlclip_jax.errors import InputError
@@ -61,7 +62,7 @@ class Backbone:
       local_width: of local features; D but for VGG-16.
       pair_width: of what BLIP makes of a pair; None of others.
       image_size: (height, width) of the pixels that its image tower sees.
-      resize: "crop" or "squash", how images come to that size.
+      resize: "crop", "squash" or "squash and crop", how images come to that size.
       decode: "full" or "reduced", the scale at which JPEG files are decoded.
       grid_size: (rows, columns) of an image's local features.
       context_length: the most tokens of a text, start and end included; None where there is no text tower.
@@ -81,6 +82,7 @@ class Backbone:
         *,
         dtype: str,
         origin: Origin,
+        chosen: Mapping[str, str] | None = None,
         shard_parameters: bool = False,
     ):
         self._mesh = make_mesh(jax.local_devices())
@@ -91,12 +93,12 @@ class Backbone:
         self.local_width = layout.local_width or layout.embedding_width
         self.pair_width = layout.pair_width
         self.image_size = layout.image_processor.output_size
-        self.resize = "squash" if layout.image_processor.crop is None else "crop"
+        self.resize = layout.image_processor.resize
         self.decode = layout.image_processor.decode
         self.grid_size = tuple(side // layout.stride for side in self.image_size)
         self.context_length = layout.tokenizer.context_length if layout.tokenizer else None
         self.dtype, self.position_embeddings = dtype, layout.position_embeddings
-        self.origin = origin
+        self.origin, self._chosen = origin, chosen or {}
         places = replicated(self._mesh)
         if shard_parameters:
             places = jax.tree.map(functools.partial(split_widest, self._mesh), parameters)
@@ -112,6 +114,7 @@ class Backbone:
             decode=self.decode,
             dtype=self.dtype,
             position_embeddings=self.position_embeddings or "",
+            **self._chosen,
         )
 
     def __repr__(self) -> str:
@@ -120,7 +123,7 @@ class Backbone:
         height, width = self.image_size
         return (
             f"{self.origin.name}: {self.title}, {number} parameters, {self.dtype}, "
-            f"images of {height} x {width}, SHA-256 {self.origin.sha256[:12]}"
+            f"images of {height} x {width} ({self.resize}), SHA-256 {self.origin.sha256[:12]}"
         )
 
     def image(

@@ -19,6 +19,7 @@ from mlclip_jax.backbones.weights import (
     identity,
     linear_rows,
     norm_rows,
+    scalar,
     stacked_attention_rows,
     transposed,
 )
@@ -29,11 +30,21 @@ class CLIP(nnx.Module):
 
     Args:
       config: a `transformers.CLIPConfig`.
+      antialias: of the image tower's position embeddings, see `transformer.resize_positions`.
       dtype: of the products and of what they are made with; norms, softmax and sums are in float32 always.
     """
 
-    def __init__(self, config: CLIPConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        self.image = ImageTower(config.vision_config, config.projection_dim, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        config: CLIPConfig,
+        *,
+        antialias: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.image = ImageTower(
+            config.vision_config, config.projection_dim, antialias=antialias, dtype=dtype, rngs=rngs
+        )
         self.text = TextTower(config.text_config, config.projection_dim, dtype=dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.array(config.logit_scale_init_value, jnp.float32))
 
@@ -46,12 +57,13 @@ class ImageTower(nnx.Module):
         config: ImageConfig,
         projection_width: int,
         *,
+        antialias: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         width = config.hidden_size
         positions = _sinusoids(config.image_size // config.patch_size, width)
-        self.patches = Patches(config, positions, use_bias=False, dtype=dtype, rngs=rngs)
+        self.patches = Patches(config, positions, use_bias=False, antialias=antialias, dtype=dtype, rngs=rngs)
         self.pre_norm = layer_norm(config, rngs)
         self.layers = nnx.List(
             [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
@@ -203,7 +215,7 @@ KEY_TABLE: KeyTable = [
     (r"text_model\.embeddings\.token_embedding\.weight", "text/token_embedding/embedding", identity),
     *norm_rows(r"text_model\.final_layer_norm", "text/final_norm"),
     (r"text_projection\.weight", "text/projection/kernel", transposed),
-    (r"logit_scale", "logit_scale", identity),
+    (r"logit_scale", "logit_scale", scalar),
 ]
 # Older files store the range 0, 1, 2, ... that the position embeddings are indexed by.
 IGNORED_KEYS = [r"(vision|text)_model\.embeddings\.position_ids"]
@@ -231,7 +243,7 @@ OPEN_CLIP_TEXT_KEYS: KeyTable = [
     (r"positional_embedding", "text/position_embedding", identity),
     *norm_rows(r"ln_final", "text/final_norm"),
     (r"text_projection", "text/projection/kernel", identity),
-    (r"logit_scale", "logit_scale", identity),
+    (r"logit_scale", "logit_scale", scalar),
 ]
 OPEN_CLIP_KEY_TABLE: KeyTable = [
     *OPEN_CLIP_TEXT_KEYS,

@@ -1,7 +1,8 @@
 """What a checkpoint's folder holds: one of the layouts in which the hub keeps models, read into one form."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,17 +12,19 @@ from mlclip_jax.backbones import blip, clip, clip_resnet, imagenet, open_clip
 from mlclip_jax.backbones.configs import ImageConfig, TextConfig
 from mlclip_jax.backbones.processing import (
     ImageProcessor,
-    Tokenizer,
     open_clip_processor,
     timm_processor,
     transformers_processor,
 )
+from mlclip_jax.backbones.tokenizer import Tokenizer
 from mlclip_jax.backbones.transformer import ACTIVATIONS
 from mlclip_jax.backbones.weights import PICKLES, Checkpoint, KeyTable, find_weights, read_json_object
 from mlclip_jax.errors import InputError
+from mlclip_jax.progress import note
 
 # What, beside the weights and the config, decides an embedding.
 SETTINGS = ("tokenizer.json", "preprocessor_config.json", "processor_config.json")
+VOCABULARY = ("vocab.json", "merges.txt")  # too, where there is no tokenizer.json
 
 
 class Layout(NamedTuple):
@@ -40,7 +43,10 @@ class Layout(NamedTuple):
       tokenizer: a `Tokenizer`, or None where there is no text tower.
       pair_width: of what is made of an image and a text together, where there is such a thing.
       position_embeddings: what was chosen of `clip_resnet.POSITIONS`, where that matters.
-      weights: the safetensors files.
+      antialias, clean: how position embeddings are interpolated, and whether texts are repaired, by the
+        conventions of the layout or as it was asked for; None where that makes no difference.
+      optional: values of parameters that the weights may lack, by their paths.
+      weights: the files of weights.
       settings: the other files that decide an embedding.
     """
 
@@ -57,16 +63,26 @@ class Layout(NamedTuple):
     tokenizer: Tokenizer | None = None
     pair_width: int | None = None
     position_embeddings: str | None = None
+    antialias: bool | None = None
+    clean: bool | None = None
+    optional: Mapping[str, float] = {}
     weights: Sequence[Path] = ()
     settings: Sequence[Path] = ()
 
 
-def read_layout(checkpoint: Checkpoint, *, position_embeddings: str = "pooled") -> Layout:
+def read_layout(
+    checkpoint: Checkpoint,
+    *,
+    position_embeddings: str = "pooled",
+    antialias: bool | None = None,
+    clean: bool | None = None,
+) -> Layout:
     """The `Layout` of a `weights.Checkpoint`, whose weights are downloaded from the hub if need be.
 
     Args:
       checkpoint: from `weights.find_checkpoint`.
       position_embeddings: see `clip_resnet.ImageTower`.
+      antialias, clean: see `loading.load_backbone`; None for what is usual in the layout.
 
     Raises:
       InputError: a file is missing or damaged, the architecture is unknown, or there are no safetensors.
@@ -77,9 +93,20 @@ def read_layout(checkpoint: Checkpoint, *, position_embeddings: str = "pooled") 
     candidates: list[tuple[str, Callable[..., Layout], Path, dict[str, Any]]] = []
     model_type = str(config.get("model_type"))
     if model_type in TRANSFORMERS_READERS:
-        candidates.append(("model", TRANSFORMERS_READERS[model_type], path, config))
+        reader, given = TRANSFORMERS_READERS[model_type], {}
+        if model_type == "clip":
+            given = {"antialias": bool(antialias), "clean": bool(clean)}
+        elif model_type == "blip":
+            given = {"clean": bool(clean)}
+        candidates.append(("model", functools.partial(reader, **given), path, config))
     if open_clip_path.is_file():
-        read = functools.partial(_open_clip, name=checkpoint.name, position_embeddings=position_embeddings)
+        read = functools.partial(
+            _open_clip,
+            name=checkpoint.name,
+            position_embeddings=position_embeddings,
+            antialias=antialias is not False,
+            clean=clean is not False,
+        )
         candidates.append(("open_clip_model", read, open_clip_path, read_json_object(open_clip_path)))
     elif "architecture" in config:
         candidates.append(("model", _timm, path, config))
@@ -91,30 +118,54 @@ def read_layout(checkpoint: Checkpoint, *, position_embeddings: str = "pooled") 
     for stem, read, config_path, content in candidates:
         weights = find_weights(checkpoint, stem)
         if weights:
-            settings = [config_path, *(folder / name for name in SETTINGS if (folder / name).is_file())]
+            names = SETTINGS if (folder / SETTINGS[0]).is_file() else (*SETTINGS, *VOCABULARY)
+            settings = [config_path, *(folder / name for name in names if (folder / name).is_file())]
             return read(config_path, content)._replace(weights=weights, settings=settings)
     raise InputError(_no_weights(checkpoint, " or ".join(f"{stem}.safetensors" for stem, *_ in candidates)))
 
 
-def _clip(path: Path, content: dict[str, Any]) -> Layout:
+def _clip(path: Path, content: dict[str, Any], *, antialias: bool, clean: bool) -> Layout:
     from transformers import CLIPConfig
 
     config = _transformers_config(CLIPConfig, path, content, "CLIP", ["eos_token_id"])
     image, text = config.vision_config, config.text_config
+    tokenizer = Tokenizer(path.parent, text.max_position_embeddings, text.vocab_size, clean=clean)
+    text.eos_token_id = _end_token(path, text.eos_token_id, tokenizer)
     return Layout(
         title=_clip_title(_vit_title(image), text),
-        make_module=functools.partial(clip.CLIP, config),
+        make_module=functools.partial(clip.CLIP, config, antialias=antialias),
+        antialias=antialias,
+        clean=clean,
+        optional=LOGIT_SCALE,
         key_table=clip.KEY_TABLE,
         ignored_keys=clip.IGNORED_KEYS,
         image_processor=transformers_processor(path.parent, "CLIP"),
         image_size=image.image_size,
         stride=image.patch_size,
         embedding_width=config.projection_dim,
-        tokenizer=Tokenizer(path.parent, text.max_position_embeddings, text.vocab_size),
+        tokenizer=tokenizer,
     )
 
 
-def _blip(path: Path, content: dict[str, Any]) -> Layout:
+def _end_token(path: Path, named: int, tokenizer: Tokenizer) -> int:
+    """The id at which a text's embedding is taken: what the config names, if its tokenizer ever writes that.
+
+    Elsewhere every text would get the same embedding.
+    """
+    ids, lengths, _ = tokenizer(["a"])
+    if named == 2 or named in ids[0, : lengths[0]]:  # 2 means the largest, see `clip.TextTower.ends`
+        return named
+    own = tokenizer.end_token
+    if own is None:
+        raise InputError(
+            f"{path}: eos_token_id {named} never occurs in what the tokenizer makes of texts; "
+            "name the id that ends them"
+        )
+    note(f"{path}: texts end with the tokenizer's {own}, as eos_token_id {named} never occurs in them")
+    return own
+
+
+def _blip(path: Path, content: dict[str, Any], *, clean: bool) -> Layout:
     from transformers import BlipConfig
 
     wanted, held = "BlipForImageTextRetrieval", content.get("architectures") or []
@@ -132,8 +183,9 @@ def _blip(path: Path, content: dict[str, Any]) -> Layout:
         stride=image.patch_size,
         embedding_width=config.image_text_hidden_size,
         pair_width=text.hidden_size,
+        clean=clean,
         tokenizer=Tokenizer(
-            path.parent, text.max_position_embeddings, text.vocab_size, padding=text.pad_token_id
+            path.parent, text.max_position_embeddings, text.vocab_size, padding=text.pad_token_id, clean=clean
         ),
     )
 
@@ -193,7 +245,15 @@ def _timm(path: Path, content: dict[str, Any]) -> Layout:
     )
 
 
-def _open_clip(path: Path, content: dict[str, Any], *, name: str, position_embeddings: str) -> Layout:
+def _open_clip(
+    path: Path,
+    content: dict[str, Any],
+    *,
+    name: str,
+    position_embeddings: str,
+    antialias: bool,
+    clean: bool,
+) -> Layout:
     from transformers import CLIPConfig
 
     described = open_clip.read_config(path, content, name)
@@ -203,12 +263,17 @@ def _open_clip(path: Path, content: dict[str, Any], *, name: str, position_embed
         "image_processor": open_clip_processor(path, content.get("preprocess_cfg") or {}, side),
         "image_size": side,
         "embedding_width": config.projection_dim,
-        "tokenizer": Tokenizer(path.parent, text.max_position_embeddings, text.vocab_size, padding=0),
+        "tokenizer": Tokenizer(
+            path.parent, text.max_position_embeddings, text.vocab_size, padding=0, clean=clean
+        ),
+        "clean": clean,
+        "optional": LOGIT_SCALE,
     }
     if described.is_vit:
         return Layout(
             title=_clip_title(_vit_title(config.vision_config), text),
-            make_module=functools.partial(clip.CLIP, config),
+            make_module=functools.partial(clip.CLIP, config, antialias=antialias),
+            antialias=antialias,
             key_table=clip.OPEN_CLIP_KEY_TABLE,
             ignored_keys=clip.OPEN_CLIP_IGNORED_KEYS,
             stride=config.vision_config.patch_size,
@@ -237,6 +302,7 @@ def _open_clip(path: Path, content: dict[str, Any], *, name: str, position_embed
     )
 
 
+LOGIT_SCALE = {"logit_scale": math.log(1 / 0.07)}  # where CLIP's training starts; embeddings need none
 # What must be a positive whole number in a transformers config of a tower, where it is there.
 POSITIVE = (
     "hidden_size",

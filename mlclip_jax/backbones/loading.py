@@ -14,16 +14,27 @@ from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.backbones.clip_resnet import POSITIONS
 from mlclip_jax.backbones.convolution import fold_norms
 from mlclip_jax.backbones.layouts import Layout, read_layout
-from mlclip_jax.backbones.processing import DECODES, RESIZES, ImageProcessor, Size
+from mlclip_jax.backbones.processing import DECODES, INTERPOLATIONS, RESIZES, ImageProcessor, Size
 from mlclip_jax.backbones.weights import find_checkpoint, load_parameters
 from mlclip_jax.errors import InputError
 from mlclip_jax.nnx_boundary import abstract_module
+from mlclip_jax.options import YES_OR_NO
 from mlclip_jax.progress import note
 from mlclip_jax.provenance import fingerprint
 
 DTYPES = ("float32", "bfloat16")
 # Settings of `load_backbone`.
-ENCODING = ("dtype", "image_size", "resize", "decode", "position_embeddings", "shard_parameters")
+ENCODING = (
+    "dtype",
+    "image_size",
+    "resize",
+    "interpolation",
+    "decode",
+    "position_embeddings",
+    "antialias",
+    "clean",
+    "shard_parameters",
+)
 
 
 def load_backbone(
@@ -33,33 +44,43 @@ def load_backbone(
     dtype: str | None = None,
     image_size: int | Size | None = None,
     resize: str | None = None,
+    interpolation: str | None = None,
     decode: str = "full",
     shard_parameters: bool = False,
     position_embeddings: str = "pooled",
+    antialias: bool | None = None,
+    clean: bool | None = None,
 ) -> Backbone:
-    """Loads a frozen encoder, and prints what it is.
+    """Loads a frozen encoder.
 
     What can be loaded: CLIP with ViT towers (transformers' or open_clip's layout), CLIP with ResNet towers
     (open_clip's layout), BLIP for image-text retrieval, and ResNets and VGG-16 of ImageNet (images alone).
 
     Args:
-      name_or_folder: a folder with safetensors weights, their config, `tokenizer.json` and, in transformers'
-        layout, `preprocessor_config.json`; or the hub name of such a repository
+      name_or_folder: a folder with safetensors weights (or transformers' `flax_model.msgpack`), their
+        config, `tokenizer.json` (or `vocab.json` and `merges.txt`) and, in transformers' layout,
+        `preprocessor_config.json`; or the hub name of such a repository
         ("timm/vit_base_patch32_clip_224.openai", "timm/resnet50_clip.openai",
-        "Salesforce/blip-itm-base-coco", "timm/resnet101.tv_in1k"); or "scenes-clip", which comes with the
-        package and knows the objects of `data/scenes.py` alone.
+        "Salesforce/blip-itm-base-coco", "timm/resnet101.tv_in1k"); or what open_clip calls a model and its
+        weights, "ViT-B-32/laion2b_s34b_b79k"; or "scenes-clip", which comes with the package and knows the
+        objects of `data/scenes.py` alone.
       revision: a commit, branch or tag of the hub repository.
       dtype: "float32" or "bfloat16", of the products; by default float32 on CPUs, bfloat16 on accelerators.
         Layer norms, softmax, residual sums and the embeddings that come back are float32 either way.
       image_size: pixels on a side, or (height, width), if not the checkpoint's own. Position embeddings are
         interpolated.
       resize: "crop" (keep the aspect, cut what protrudes) or "squash", if not the checkpoint's own.
+      interpolation: "bicubic" or "bilinear", by which images are resized, if not the checkpoint's own.
       decode: "full", which gives the pixels of the checkpoint's own processor, or "reduced": JPEG files are
         decoded at a reduced scale where the image size allows it, which is faster and nearly the same.
       shard_parameters: whether each parameter is split over the devices instead of copied to all: for a model
         larger than one device's memory. It is gathered as it is used.
       position_embeddings: which features of a CLIP ResNet get them: "pooled" (CLIP's own), "all" (DualCoOp)
         or "none" (TaI-DPT, at test time).
+      antialias: whether a CLIP's position embeddings are smoothed as they are interpolated; by default as the
+        layout has it: open_clip does, transformers does not.
+      clean: whether texts are repaired first (broken Unicode, curly quotes, HTML entities); by default as the
+        layout has it: openai/CLIP and open_clip do, transformers does not.
 
     Returns:
       A `Backbone`.
@@ -81,11 +102,20 @@ def load_backbone(
     if decode not in DECODES:
         raise InputError(f"decode {decode!r} is not one of {', '.join(DECODES)}")
     checkpoint = find_checkpoint(name_or_folder, revision)
-    layout = read_layout(checkpoint, position_embeddings=position_embeddings)
+    layout = read_layout(
+        checkpoint, position_embeddings=position_embeddings, antialias=antialias, clean=clean
+    )
     image_processor = _image_processor(checkpoint.folder, layout, image_size, resize)
+    if interpolation is not None:
+        if interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise InputError(f"interpolation {interpolation!r} is not one of {known}")
+        image_processor = image_processor._replace(resample=INTERPOLATIONS[interpolation])
     # Read in float32 whatever comes after, so that what is folded is rounded once, at the end.
     graph, abstract = abstract_module(functools.partial(layout.make_module, dtype=jnp.float32))
-    parameters = load_parameters(layout.weights, layout.key_table, abstract, layout.ignored_keys)
+    parameters = load_parameters(
+        layout.weights, layout.key_table, abstract, layout.ignored_keys, layout.optional
+    )
     settings = {}
     # GPUs fuse a convolution with a bias and a ReLU, not with a norm; on CPUs folding costs 4%.
     if layout.folds and jax.default_backend() != "cpu":
@@ -101,10 +131,16 @@ def load_backbone(
         parameters,
         layout._replace(image_processor=image_processor._replace(decode=decode)),
         dtype=dtype,
-        origin=fingerprint(checkpoint.name, checkpoint.revision, [*layout.weights, *layout.settings]),
+        chosen={
+            "interpolation": interpolation or "",
+            "antialias": {None: "", True: "yes", False: "no"}[antialias],
+        },
+        origin=fingerprint(checkpoint.name, checkpoint.revision, [*layout.weights, *layout.settings]).replace(
+            clean={None: "", True: "yes", False: "no"}[clean]
+        ),
         shard_parameters=shard_parameters,
     )
-    note(backbone)
+    note(backbone, once=True)
     return backbone
 
 
@@ -132,6 +168,12 @@ def read_encoding(settings: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
             )
         height, width = sides * 2 if len(sides) == 1 else sides
         chosen["image_size"] = int(height), int(width)
+    for name in ("antialias", "clean"):
+        if name in chosen:
+            answer = YES_OR_NO.get(str(chosen[name]).lower())
+            if answer is None:
+                raise InputError(f"{name} {chosen[name]!r} is neither yes nor no")
+            chosen[name] = answer
     return chosen
 
 

@@ -1,14 +1,13 @@
-"""Pixels and token ids exactly as a checkpoint expects them."""
+"""Pixels exactly as a checkpoint expects them."""
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tokenizers
-from jaxtyping import Array, Float32, Int32, UInt8
+from jaxtyping import Array, Float32, UInt8
 from PIL import Image
 
 from mlclip_jax.backbones.weights import read_json_object
@@ -20,6 +19,7 @@ Size = tuple[int, int]  # height and width
 # `cover`, `size`, `crop` and `crop_pct` of an `ImageProcessor`.
 Resizes = tuple[Size | None, Size | None, Size | None, float]
 RESIZES = ("crop", "squash")
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 DECODES = ("full", "reduced")
 MOST_RESIZED = 16  # times the pixels of a crop: beyond, only what the crop keeps is resized
 # open_clip's and BLIP's files may leave out these, the means and deviations of CLIP's training images.
@@ -55,6 +55,13 @@ class ImageProcessor(NamedTuple):
     decode: str = "full"
 
     @property
+    def resize(self) -> str:
+        """How an image comes to its size: "crop", "squash", or "squash and crop"."""
+        if self.crop is None:
+            return "squash"
+        return "crop" if self.size is None else "squash and crop"
+
+    @property
     def output_size(self) -> Size:
         """(height, width) of what comes out."""
         size = self.crop or self.size
@@ -71,6 +78,11 @@ class ImageProcessor(NamedTuple):
         """
         if resize == "squash" or (resize is None and self.crop is None):
             return self._replace(cover=None, size=size, crop=None)
+        if resize is None and self.size is not None:  # squashed to a size of which the crop is a part
+            scaled = [
+                math.floor(own * new / cut) for own, new, cut in zip(self.size, size, self.crop or size)
+            ]
+            return self._replace(size=(scaled[0], scaled[1]), crop=size)
         return self._replace(cover=_cover(size, self.crop_pct), size=None, crop=size)
 
     def pixels(self, image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
@@ -142,12 +154,19 @@ def transformers_processor(folder: str | os.PathLike, default_type: str) -> Imag
     config: Any = content.get("image_processor") if is_inside else content
 
     def make():
+        if not isinstance(config, dict) or not config:
+            raise ValueError("it describes no image_processor")
         kind = config.get("image_processor_type") or config.get("feature_extractor_type") or default_type
         known = [name for name in TRANSFORMERS_RESIZES if kind.startswith(name)]
         if not known:
             raise ValueError(f"image_processor_type {kind!r} is not known")
         cover, size, crop, crop_pct = TRANSFORMERS_RESIZES[known[0]](config)
         normalise = config.get("do_normalize", True)
+        for key in ("image_mean", "image_std"):
+            if normalise and key not in config:
+                raise ValueError(
+                    f"it has no {key}; CLIP's is {list(CLIP_MEAN if key == 'image_mean' else CLIP_STD)}"
+                )
         return ImageProcessor(
             cover=cover if config.get("do_resize", True) else None,
             size=size if config.get("do_resize", True) else None,
@@ -209,61 +228,6 @@ def timm_processor(path: str | os.PathLike, pretrained_config: dict[str, Any]) -
     return _checked(path, make)
 
 
-class Tokenizer:
-    """A checkpoint's own `tokenizer.json`, truncated to the text tower's context.
-
-    Args:
-      folder: holds `tokenizer.json`.
-      context_length: T, in tokens, start and end included.
-      vocabulary_size: how many token ids the text tower knows.
-      padding: the id to pad texts with; None for what `tokenizer_config.json` names, or the end token.
-
-    Raises:
-      InputError: the file is missing, damaged, or has more tokens than the text tower.
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        context_length: int,
-        vocabulary_size: int,
-        padding: int | None = None,
-    ):
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise InputError(f"{path} is missing: a backbone's folder must hold it to encode texts")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-            self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(context_length)
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise InputError(f"cannot read {path}: {error}") from error
-        size = self._tokenizer.get_vocab_size()
-        if size > vocabulary_size:
-            raise InputError(f"{path} has {size} tokens, and the config a vocabulary of {vocabulary_size}")
-        self.padding = self._padding_of(folder) if padding is None else padding
-        self.context_length = context_length
-
-    def __call__(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "N T"], Int32[np.ndarray, " N"], int]:
-        """Token ids, padded; how many each text has; and how many texts were cut to fit."""
-        encodings = self._tokenizer.encode_batch(texts)
-        ids = np.full((len(texts), self.context_length), self.padding, np.int32)
-        for row, encoding in zip(ids, encodings):
-            row[: len(encoding.ids)] = encoding.ids
-        lengths = np.array([len(encoding.ids) for encoding in encodings], np.int32)
-        return ids, lengths, sum(bool(encoding.overflowing) for encoding in encodings)
-
-    def _padding_of(self, folder: str | os.PathLike) -> int:
-        config_file = Path(folder) / "tokenizer_config.json"
-        config = read_json_object(config_file) if config_file.is_file() else {}
-        token = config.get("pad_token") or config.get("eos_token") or "<|endoftext|>"
-        token = token.get("content") if isinstance(token, dict) else token
-        padding = self._tokenizer.token_to_id(str(token))
-        if padding is None:
-            raise InputError(f"{folder}: tokenizer.json has no token {token!r}, which texts are padded with")
-        return padding
-
-
 def _cover(size: Size, crop_pct: float | int) -> Size:
     """What an image is to cover so that this size is the part `crop_pct` of its sides."""
     return math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
@@ -271,6 +235,9 @@ def _cover(size: Size, crop_pct: float | int) -> Size:
 
 def _clip_resizes(config: dict[str, Any]) -> Resizes:
     size = config.get("size", 224)
+    for key in ("size", "crop_size"):
+        if not isinstance(config.get(key, 224), int | dict | None):
+            raise ValueError(f"{key} {config[key]!r} is neither a number nor an object, of height and width")
     edge = size if isinstance(size, int) else (size or {}).get("shortest_edge")
     crop = config.get("crop_size", size) if config.get("do_center_crop", True) else None
     crop = None if crop is None else _height_and_width(crop)
@@ -304,7 +271,8 @@ def _checked(path: str | os.PathLike, make: Callable[[], ImageProcessor]) -> Ima
     try:
         processor = make()
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise InputError(f"{path} cannot be followed: {type(error).__name__} {error}") from error
+        lacking = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path} cannot be followed: {lacking}") from error
     lengths = [*(processor.cover or ()), *(processor.size or ()), *(processor.crop or ())]
     sizes_fit = all(isinstance(length, int) and length > 0 for length in lengths)
     numbers = [*processor.mean, *processor.std]
@@ -343,10 +311,9 @@ def _to_rgb(image: ImageLike, at_least: int | None = None) -> Image.Image:
 
 
 def _filter(name: str) -> int:
-    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-    if name not in filters:
-        raise ValueError(f"interpolation {name!r} is not one of {', '.join(filters)}")
-    return filters[name]
+    if name not in INTERPOLATIONS:
+        raise ValueError(f"interpolation {name!r} is not one of {', '.join(INTERPOLATIONS)}")
+    return INTERPOLATIONS[name]
 
 
 def _height_and_width(size: Any) -> Size:

@@ -6,15 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, trainers
 
 from mlclip_jax.backbones.clip import KEY_TABLE
 from mlclip_jax.backbones.processing import ImageProcessor
+from mlclip_jax.backbones.tokenizer import END, START, clip_bpe, clip_words
 from mlclip_jax.backbones.weights import Parameters, save_parameters
 from mlclip_jax.files import make_folder, replacing
-
-START, END = "<|startoftext|>", "<|endoftext|>"
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def clip_tokenizer(merges: Sequence[tuple[str, str]]) -> Tokenizer:
@@ -25,23 +23,13 @@ def clip_tokenizer(merges: Sequence[tuple[str, str]]) -> Tokenizer:
     """
     alphabet = byte_alphabet()
     pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *(a + b for a, b in merges), START, END]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    tokenizer = _word_splitter(
-        models.BPE(vocabulary, list(merges), unk_token=END, end_of_word_suffix="</w>", fuse_unk=False)
-    )
-    start, end = (START, vocabulary[START]), (END, vocabulary[END])
-    tokenizer.post_processor = processors.RobertaProcessing(
-        end, start, trim_offsets=False, add_prefix_space=False
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([START, END])
-    return tokenizer
+    return clip_bpe({piece: i for i, piece in enumerate(pieces)}, merges)
 
 
 def learn_merges(texts: Iterable[str], number: int) -> list[tuple[str, str]]:
     """The byte-pair merges that shorten these texts most, at most `number` of them: a list of pairs."""
     alphabet = byte_alphabet()
-    tokenizer = _word_splitter(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer = clip_words(models.BPE(end_of_word_suffix="</w>"))
     trainer = trainers.BpeTrainer(
         vocab_size=2 * len(alphabet) + number,
         initial_alphabet=alphabet,
@@ -114,18 +102,3 @@ def save_clip(
             temporary.write_text(text, encoding="utf-8")
     with replacing(folder / "model.safetensors") as temporary:
         save_parameters(temporary, KEY_TABLE, parameters)
-
-
-def _word_splitter(model: models.BPE) -> Tokenizer:
-    """A tokenizer of this model for lower-cased words, each as bytes."""
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    return tokenizer

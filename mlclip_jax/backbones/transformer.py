@@ -30,10 +30,12 @@ class Patches(nnx.Module):
         positions: Float32[Array, "T width"],
         *,
         use_bias: bool,
+        antialias: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         width, patch = config.hidden_size, config.patch_size
+        self.antialias = antialias
         self.embedding = nnx.Conv(
             3,
             width,
@@ -52,7 +54,7 @@ class Patches(nnx.Module):
         """Normalised pixels of any size to tokens, T being 1 more than there are patches."""
         patches = self.embedding(jnp.asarray(pixels)).astype(jnp.float32)
         _, rows, columns, _ = patches.shape
-        positions = resize_positions(self.position_embedding[...], (rows, columns))
+        positions = resize_positions(self.position_embedding[...], (rows, columns), antialias=self.antialias)
         patches = patches.reshape(len(pixels), -1, patches.shape[-1])
         class_token = jnp.broadcast_to(self.class_embedding[...], (len(pixels), 1, patches.shape[-1]))
         return jnp.concatenate([class_token, patches], axis=1) + positions[None]
@@ -210,17 +212,19 @@ def small_normal(rngs: nnx.Rngs, *shape: int) -> Float32[Array, "..."]:
 
 
 def resize_positions(
-    positions: Float32[Array, "T width"], grid: tuple[int, int]
+    positions: Float32[Array, "T width"], grid: tuple[int, int], *, antialias: bool = False
 ) -> Float32[Array, "tokens width"]:
     """Position embeddings for another grid of patches than they were learnt on, by bicubic interpolation.
 
     As `interpolate_pos_encoding` of transformers' CLIP and BLIP, that is torch's `interpolate(size=grid,
-    mode="bicubic", align_corners=False)`: one rule for all towers. Others differ a little: TaI-DPT and DINO
-    ask for a grid larger by 0.1 and cut it; open_clip smooths, which is another cubic when it enlarges.
+    mode="bicubic", align_corners=False)`; or, with `antialias=True` there, as open_clip's `resize_pos_embed`,
+    which is another cubic when it enlarges too. Others differ a little: TaI-DPT and DINO ask for a grid
+    larger by 0.1 and cut it.
 
     Args:
       positions: the class token's before those of a square grid in row order; T is 1 + side².
       grid: (H, W), its rows and columns.
+      antialias: whether a smaller grid is made of smoothed positions.
 
     Returns:
       The same for 1 + H W tokens.
@@ -228,9 +232,15 @@ def resize_positions(
     side = math.isqrt(len(positions) - 1)
     if grid == (side, side):
         return positions
-    rows, columns = (_bicubic(side, size) for size in grid)
     patches = positions[1:].reshape(side, side, -1)
-    patches = jnp.einsum("hr,wc,rcd->hwd", rows, columns, patches, precision="highest")
+    if antialias:
+        shape = (*grid, patches.shape[-1])
+        patches = jax.image.resize(
+            patches, shape, "cubic", antialias=True, precision=jax.lax.Precision.HIGHEST
+        )
+    else:
+        rows, columns = (_bicubic(side, size) for size in grid)
+        patches = jnp.einsum("hr,wc,rcd->hwd", rows, columns, patches, precision="highest")
     return jnp.concatenate([positions[:1], patches.reshape(-1, positions.shape[-1])])
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from mlclip_jax.backbones.open_clip_names import OPEN_CLIP_MODELS, OPEN_CLIP_REPOSITORIES, nearest_pretrained
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import read_json
 
@@ -24,6 +25,7 @@ Parameters = dict[str, Any]
 Transform = Callable[[np.ndarray], Any]
 KeyTable = list[tuple[str, str | list[str], Transform]]
 
+FLAX = "flax_model.msgpack"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -36,6 +38,11 @@ transposed = np.transpose  # torch keeps (out, in), flax (in, out)
 def conv(array: np.ndarray) -> np.ndarray:
     """(out, in, height, width) to (height, width, in, out)."""
     return np.transpose(array, (2, 3, 1, 0))
+
+
+def scalar(array: np.ndarray) -> np.ndarray:
+    """A number, of shape () or (1,), as one of shape ()."""
+    return np.reshape(array, ())
 
 
 def split_three(array: np.ndarray) -> list[np.ndarray]:
@@ -75,6 +82,7 @@ def stacked_attention_rows(weight_key: str, bias_key: str, target: str) -> KeyTa
 # And back, for what is written.
 INVERSE: dict[Transform, Transform] = {
     identity: identity,
+    scalar: identity,
     transposed: transposed,
     conv: lambda array: np.transpose(array, (3, 2, 0, 1)),
 }
@@ -111,7 +119,11 @@ def find_checkpoint(name_or_folder: str | os.PathLike, revision: str | None = No
         raise InputError(f"{name} is {what}; give the folder that holds safetensors weights and their config")
     if path.is_absolute() or name.startswith((".", "~")):
         raise InputError(f"no such folder of a backbone: {name}")
-    snapshot = _download(name, revision, ["*.json"])
+    if name in OPEN_CLIP_REPOSITORIES:
+        name = OPEN_CLIP_REPOSITORIES[name]
+    elif "/" in name and name.split("/")[0] in OPEN_CLIP_MODELS:
+        raise InputError(f"open_clip's {name} {nearest_pretrained(name)}")
+    snapshot = _download(name, revision, ["*.json", "merges.txt"])
     return Checkpoint(name, snapshot, snapshot.name)
 
 
@@ -137,7 +149,7 @@ def find_weights(checkpoint: Checkpoint, stem: str) -> list[Path]:
     if whole.is_file():
         return [whole]
     if not index.is_file():
-        return []
+        return _flax_weights(checkpoint) if stem == "model" else []
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) and Path(name).name == name for name in weight_map.values()
@@ -151,6 +163,14 @@ def find_weights(checkpoint: Checkpoint, stem: str) -> list[Path]:
             f"{', '.join(missing) or 'it lists none'}; fetch them again"
         )
     return shards
+
+
+def _flax_weights(checkpoint: Checkpoint) -> list[Path]:
+    """The file in which transformers keeps Flax's weights, where there are no others."""
+    if checkpoint.revision:
+        _download(checkpoint.name, checkpoint.revision, [FLAX])
+    path = checkpoint.folder / FLAX
+    return [path] if path.is_file() else []
 
 
 def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
@@ -172,6 +192,7 @@ def load_parameters(
     table: KeyTable,
     abstract: Parameters,
     ignored: Iterable[str] = (),
+    optional: Mapping[str, float] | None = None,
 ) -> Parameters:
     """Reads safetensors files into a tree of parameters.
 
@@ -182,6 +203,7 @@ def load_parameters(
         arrays has a list of paths.
       abstract: nested dict of `jax.ShapeDtypeStruct`, the parameters to be filled.
       ignored: patterns of keys that carry no parameter.
+      optional: values of parameters that the files may lack, by their paths.
 
     Returns:
       A nested dict like `abstract`, of NumPy arrays in its dtypes.
@@ -212,6 +234,8 @@ def load_parameters(
             if target in filled:
                 raise InputError(f"{path}: {key} comes twice in these files, or under two names")
             filled[target] = part.astype(expected[target].dtype, copy=False)
+    for target in (optional or {}).keys() & (expected.keys() - filled.keys()):
+        filled[target] = np.full(expected[target].shape, (optional or {})[target], expected[target].dtype)
     unfilled = sorted(expected.keys() - filled.keys())
     if unused or unfilled:
         raise InputError(
@@ -273,6 +297,11 @@ def _arrays(
 ) -> Iterator[tuple[str | os.PathLike, str, np.ndarray]]:
     """Yields (path, key, array) for every key of the files but the ignored ones, one in memory at a time."""
     for path in paths:
+        if Path(path).name == FLAX:
+            for key, array in _flax_arrays(path):
+                if not any(re.fullmatch(pattern, key) for pattern in ignored):
+                    yield path, key, array
+            continue
         try:
             with safe_open(path, framework="np") as file:
                 for key in file.keys():  # noqa: SIM118  (it is no dict)
@@ -282,6 +311,23 @@ def _arrays(
             raise InputError(
                 f"cannot read {path} as safetensors: {error}; it may be cut short, fetch it again"
             ) from error
+
+
+def _flax_arrays(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of transformers' Flax models, under the names and in the shapes of its torch models."""
+    from flax.serialization import msgpack_restore
+
+    try:
+        tree = flatten_dict(msgpack_restore(Path(path).read_bytes()), sep=".")
+    except Exception as error:  # msgpack and flax stumble over a damaged file in many ways
+        raise InputError(f"cannot read {path}: {error}; it may be cut short, fetch it again") from error
+    for name, array in tree.items():
+        key, _, kind = str(name).rpartition(".")
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"{path}: {name} is no array")
+        if kind == "kernel":  # (in, out), or (height, width, in, out)
+            array = np.transpose(array, (3, 2, 0, 1) if array.ndim == 4 else None)
+        yield (f"{key}.weight" if kind in ("kernel", "scale", "embedding") else str(name)), array
 
 
 def _look_up(table: KeyTable, key: str) -> tuple[list[str], Transform]:

@@ -12,6 +12,7 @@ from mlclip_jax.data.sources import read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder
 from mlclip_jax.texts.templates import check_template, fill
+from mlclip_jax.wording import counted
 
 INDEPENDENT_PROCESSES = True  # each writes shards of its own
 OTHER_FILES = {".csv", ".h5", ".json", ".jsonl", ".npy", ".parquet", ".pkl", ".pt", ".txt"}
@@ -77,7 +78,7 @@ def main(values: flags.FlagValues) -> None:
             (folder / SKIPPED).replace(output.with_name(f"{output.name}.{SKIPPED}"))
         folder.rename(finished)  # at once: a folder that is half removed could not be resumed
         shutil.rmtree(finished)
-    print(f"{len(embeddings)} embeddings in {output}: {described}")
+    print(f"{counted(len(embeddings), 'embedding')} in {output}: {described}")
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
@@ -90,6 +91,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "image_size", None, "448, or 448x336 for height and width; default: its own", flag_values=values
     )
     flags.DEFINE_string("resize", None, "crop or squash; default: its own", flag_values=values)
+    flags.DEFINE_string("interpolation", None, "bicubic or bilinear; default: its own", flag_values=values)
     flags.DEFINE_string(
         "decode",
         None,
@@ -98,6 +100,18 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     )
     flags.DEFINE_string(
         "position_embeddings", None, "of a CLIP ResNet: pooled (default), all or none", flag_values=values
+    )
+    flags.DEFINE_string(
+        "antialias",
+        None,
+        "yes or no: smooth position embeddings for other image sizes; default: as usual in its layout",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "clean",
+        None,
+        "yes or no: repair texts first (quotes, HTML entities); default: as usual in its layout",
+        flag_values=values,
     )
     flags.DEFINE_boolean(
         "shard_parameters", False, "split the parameters over the devices", flag_values=values

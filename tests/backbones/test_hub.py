@@ -12,6 +12,8 @@ import pytest
 from processes import PROGRAM
 from tiny_models import write_case
 
+from mlclip_jax import InputError, load_backbone
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -102,6 +104,7 @@ def hub(tmp_path_factory):
             "laion/both": both,
             "someone/pickled": pickled,
             "timm/tiny_clip.openai": resnet,
+            "timm/resnet50_clip.openai": resnet,
             "someone/shards": write_case(tmp_path / "shards", "clip_gelu", shards=3),
         }
     )
@@ -180,3 +183,13 @@ def test_without_a_network_only_the_cache_is_left(folder):
     assert again.returncode == 0, again.stderr
     line = refusal(embed(nowhere, "laion/both", folder, cache="empty"))
     assert "the hub cannot be reached, and the cache does not hold it" in line
+
+
+def test_names_of_open_clip_lead_to_their_repositories(hub, folder):
+    run = embed(hub.url, "RN50/openai", folder)
+    assert run.returncode == 0, run.stderr
+    assert "timm/resnet50_clip.openai: CLIP (ResNet of " in run.stderr
+    with pytest.raises(
+        InputError, match=r"RN50-quickgelu/laion400m_e32 has no weights 'laion400m_e32'; it has openai"
+    ):
+        load_backbone("RN50-quickgelu/laion400m_e32")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from tiny_models import PRETRAINED_CFG, WORDS, write_bert_tokenizer, write_prepr
 
 from mlclip_jax import InputError
 from mlclip_jax.backbones.processing import (
-    Tokenizer,
     open_clip_processor,
     timm_processor,
     transformers_processor,
 )
+from mlclip_jax.backbones.saving import byte_alphabet
+from mlclip_jax.backbones.tokenizer import Tokenizer, clean_text
 from mlclip_jax.data.images import read_image, upright_rgb
 
 
@@ -336,6 +338,129 @@ def test_token_ids_of_real_captions_are_transformers(tmp_path):
     np.testing.assert_array_equal(ids, expected)
     assert cut == sum(len(tokens) > 77 for tokens in reference(captions + odd)["input_ids"]) >= 2
     assert lengths.max() == 77
+
+
+TRICKY = [
+    *TEXTS,
+    "",
+    "DOG'S  bowl\n& 3 balls",
+    "naïve – café 東京 🐕",
+    "<|endoftext|> within",
+    "<s> x </s><mask>",
+]
+
+
+def write_vocabulary(folder, vocabulary, merges):
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_a_vocabulary_and_merges_are_clips_tokenizer(tmp_path):
+    from transformers import CLIPTokenizer
+
+    write_processing(tmp_path)
+    whole = Tokenizer(tmp_path, 32, 1000)(TRICKY)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    (tmp_path / "tokenizer.json").unlink()
+    write_vocabulary(tmp_path, model["vocab"], model["merges"])
+    ids, lengths, cut = Tokenizer(tmp_path, 32, 1000)(TRICKY)
+    for own, theirs in zip((ids, lengths, cut), whole):
+        np.testing.assert_array_equal(own, theirs)
+    reference = CLIPTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+    expected = reference(TRICKY, padding="max_length", truncation=True, max_length=32)["input_ids"]
+    np.testing.assert_array_equal(ids, expected)
+
+
+def test_a_vocabulary_and_merges_are_robertas_tokenizer(tmp_path):
+    from transformers import RobertaTokenizer
+
+    merges = [("d", "o"), ("do", "g"), ("Ġ", "p"), ("Ġp", "h"), ("Ġ", "o"), ("Ġo", "f")]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *byte_alphabet(), *map("".join, merges), "<mask>"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    write_vocabulary(tmp_path, vocabulary, merges)
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<pad>"}')
+    ids, _, _ = Tokenizer(tmp_path, 64, 1000)(TRICKY)
+    reference = RobertaTokenizer(vocab=vocabulary, merges=merges)
+    expected = reference(TRICKY, padding="max_length", truncation=True, max_length=64)["input_ids"]
+    np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "merges", "message"),
+    [
+        (
+            {"a": 0, "a</w>": 1},
+            "",
+            "has no token '<|endoftext|>'; it is neither of CLIP's kind nor of RoBERTa's",
+        ),
+        ({"a": 0}, "", "has no token '</s>'"),
+        ({"<s>": 0, "</s>": "1"}, "", "must hold an object from tokens to their numbers"),
+        ({"<s>": 0, "</s>": 1}, "x y\n", "do not belong together: "),
+    ],
+)
+def test_vocabularies_that_are_none(tmp_path, vocabulary, merges, message):
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(InputError, match=re.escape(message)):
+        Tokenizer(tmp_path, 16, 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "repaired"),
+    [
+        ("it’s a “dog”", 'it\'s a "dog"'),
+        ("cats &amp;amp; dogs", "cats & dogs"),
+        ("sch\u00c3\u00b6n", "schön"),
+        (" two\n\t blanks ", "two blanks"),
+        ("plain", "plain"),
+    ],
+)
+def test_texts_are_repaired_where_the_layout_does(tmp_path, text, repaired):
+    write_processing(tmp_path)
+    plain, clean = (Tokenizer(tmp_path, 32, 1000, clean=clean) for clean in (False, True))
+    assert clean_text(text) == repaired
+    np.testing.assert_array_equal(clean([text])[0], plain([repaired])[0])
+
+
+@pytest.mark.parametrize("size", [(24, 24), (32, 48), (12, 12)])
+def test_squashed_and_cropped_at_any_size_alike(tmp_path, size):
+    """Of an image that fills 32 x 40 pixels, the inner 24 x 24, or as much of it at another size."""
+    changes = {"size": {"height": 32, "width": 40}, "crop_size": {"height": 24, "width": 24}}
+    write_processing(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    own = transformers_processor(tmp_path, "CLIP")
+    processor = own.at_size(size)
+    assert processor.resize == own.resize == "squash and crop"
+    assert processor == own or size != (24, 24)
+    assert processor.size == (size[0] * 32 // 24, size[1] * 40 // 24)
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    height, width = processor.size
+    whole = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    inner = np.asarray(whole)[top : top + size[0], left : left + size[1]]
+    np.testing.assert_array_equal(processor.pixels(picture), inner)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.pop("image_mean"), "it has no image_mean; CLIP's is [0.48145466, "),
+        (lambda config: config.pop("image_std"), "it has no image_std"),
+        (lambda config: config.update(size=[24, 24]), "size [24, 24] is neither a number nor an object"),
+        (lambda config: config.update(crop_size=[24, 24]), "crop_size [24, 24] is neither"),
+        (lambda config: config.clear(), "it describes no image_processor"),
+    ],
+)
+def test_a_processor_config_names_what_it_lacks(tmp_path, change, message):
+    write_processing(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=re.escape(f"{path} cannot be followed: {message}")):
+        transformers_processor(tmp_path, "CLIP")
 
 
 def test_texts_are_padded_as_the_checkpoint_says(tmp_path):

@@ -67,6 +67,30 @@ def test_outputs_are_torchs_at_any_size(tmp_path, golden, case):
         check(outputs, golden, f"{case}/{size[0]}x{size[1]}")
 
 
+def test_conventions_may_be_chosen(tmp_path):
+    """open_clip smooths positions at other sizes and repairs texts; transformers does neither."""
+    folder = write_case(tmp_path, "open_clip_vit")
+    size, text = OTHER_SIZES["open_clip_vit"], ["it’s &amp;"]
+
+    def embeddings(**settings):
+        backbone = mlclip_jax.load_backbone(folder, **settings)
+        return backbone.encode_images(images()[1:3]), backbone.encode_texts(text), backbone.image_origin
+
+    usual, as_asked, other = (
+        embeddings(image_size=size, **chosen)
+        for chosen in ({}, {"antialias": True, "clean": True}, {"antialias": False, "clean": False})
+    )
+    for i in range(2):
+        np.testing.assert_array_equal(usual[i], as_asked[i])
+        assert np.abs(usual[i] - other[i]).max() > 1e-3
+    assert (other[2].antialias, other[2].clean, usual[2].antialias, usual[2].clean) == ("no", "no", "", "")
+    bilinear = embeddings(interpolation="bilinear", resize="squash")
+    assert np.abs(bilinear[0] - embeddings(resize="squash")[0]).max() > 1e-3
+    assert bilinear[2].interpolation == "bilinear"
+    with pytest.raises(InputError, match="interpolation 'nearest' is not one of bicubic, bilinear"):
+        mlclip_jax.load_backbone(folder, interpolation="nearest")
+
+
 @pytest.mark.parametrize("positions", ["all", "none"])
 def test_a_resnets_features_may_have_positions_or_not(tmp_path, golden, positions):
     backbone = mlclip_jax.load_backbone(
@@ -364,10 +388,11 @@ def test_cudnns_attention_takes_what_it_is_given(tmp_path, case, monkeypatch):
         assert uses == (name != "image" or case != "open_clip_resnet")  # whose pooling is in float32
 
 
-def test_it_prints_what_it_loaded(tmp_path, capsys):
-    backbone = mlclip_jax.load_backbone(write_case(tmp_path / "vit", "open_clip_vit"), dtype="bfloat16")
-    line = capsys.readouterr().err
-    assert line == f"{backbone!r}\n"
+def test_it_says_what_it_loaded_where_that_is_asked_for(tmp_path, caplog):
+    with caplog.at_level("INFO", "mlclip_jax"):
+        backbone = mlclip_jax.load_backbone(write_case(tmp_path / "vit", "open_clip_vit"), dtype="bfloat16")
+    line = f"{backbone!r}"
+    assert caplog.messages == [line]
     number = sum(leaf.size for leaf in jax.tree.leaves(backbone.parameters))
     assert f"CLIP (ViT 2 x 32, patches of 8; text 2 x 24; gelu), {number:,} parameters, bfloat16" in line
     assert backbone.origin.sha256[:12] in line

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from clip_cases import TEXTS
+from flax.serialization import msgpack_serialize
+from flax.traverse_util import unflatten_dict
 from real_data import DATA, needs_real_data
 from safetensors.numpy import load_file, save_file
 from tiny_clip import config_with, write_clip
@@ -49,11 +52,81 @@ def test_a_layer_beyond_the_config_is_named(folder):
 
 def test_every_missing_key_is_noticed(folder):
     """One at a time: no parameter has a default that could hide the loss of its key."""
+    layout = read_layout(find_checkpoint(folder))
+    _, abstract = abstract_module(partial(layout.make_module, dtype=jnp.float32))
     whole = load_file(folder / "model.safetensors")
-    for key in whole:
+    for key in whole.keys() - {"logit_scale"}:
         save_file({k: v for k, v in whole.items() if k != key}, folder / "model.safetensors")
         with pytest.raises(InputError, match=r"no key unused, 1 keys \(.*\) unfilled"):
+            load_parameters(layout.weights, layout.key_table, abstract, layout.ignored_keys, layout.optional)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), None])
+def test_logit_scale_is_no_obstacle(folder, shape):
+    expected = mlclip_jax.load_backbone(folder).encode_texts(["a dog"])
+
+    def change(arrays):
+        value = arrays.pop("logit_scale")
+        if shape is not None:
+            arrays["logit_scale"] = np.reshape(value, shape)
+
+    rewrite(folder, change)
+    np.testing.assert_array_equal(mlclip_jax.load_backbone(folder).encode_texts(["a dog"]), expected)
+
+
+def test_flaxs_own_files_are_read(folder):
+    """As transformers' Flax models saved them: kernels, scales and embeddings, nested."""
+    pictures = [np.arange(24 * 24 * 3, dtype=np.uint8).reshape(24, 24, 3)]
+    backbone = mlclip_jax.load_backbone(folder)
+    expected = backbone.encode_texts(["a dog"]), backbone.encode_images(pictures)
+    tree = {}
+    for key, array in load_file(folder / "model.safetensors").items():
+        *parents, kind = key.split(".")
+        if (
+            kind == "weight"
+            and "norm" not in parents[-1]
+            and not parents[-1].endswith(("embedding", "layrnorm"))
+        ):
+            kind, array = "kernel", array.T
+        elif parents[-1:] == ["patch_embedding"]:
+            kind, array = "kernel", array.transpose(2, 3, 1, 0)
+        elif kind == "weight":
+            kind = "scale" if "norm" in parents[-1] else "embedding"
+        tree[*parents, kind] = array
+    (folder / "model.safetensors").unlink()
+    path = folder / "flax_model.msgpack"
+    path.write_bytes(msgpack_serialize(unflatten_dict(tree)))
+    backbone = mlclip_jax.load_backbone(folder)
+    np.testing.assert_array_equal(backbone.encode_texts(["a dog"]), expected[0])
+    np.testing.assert_array_equal(backbone.encode_images(pictures), expected[1])
+    for damaged in (b"", b"\x81", path.read_bytes()[:1000]):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            InputError, match=r"cannot read .*flax_model\.msgpack: .*|does not fit its config"
+        ):
             mlclip_jax.load_backbone(folder)
+
+
+def test_an_end_token_that_never_comes_is_the_tokenizers_own(tmp_path, caplog):
+    """A config that leaves it out means CLIP's 49407, which a small vocabulary has not."""
+    expected = mlclip_jax.load_backbone(write_clip(tmp_path / "right")).encode_texts(TEXTS)
+    for name, change in {
+        "left_out": lambda text: text.pop("eos_token_id"),
+        "wrong": lambda text: text.update(eos_token_id=7),
+    }.items():
+        folder = write_clip(tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        change(config["text_config"])
+        (folder / "config.json").write_text(json.dumps(config))
+        with caplog.at_level("INFO", "mlclip_jax"):
+            embeddings = mlclip_jax.load_backbone(folder).encode_texts(TEXTS)
+        np.testing.assert_array_equal(embeddings, expected)
+        assert "texts end with the tokenizer's" in caplog.text
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match="eos_token_id 7 never occurs in what the tokenizer makes of texts"):
+        mlclip_jax.load_backbone(folder)
 
 
 def test_a_shape_that_differs_is_named(folder):
@@ -239,7 +312,7 @@ CONFIGS = {
         ("timm_resnet101", "model_args", {"output_stride": 8}, "without model_args"),
         ("timm_resnet101", "pretrained_cfg.crop_mode", "border", "crop_mode 'border' is not center"),
         ("timm_resnet101", "pretrained_cfg.crop_pct", 0, "cannot be followed"),
-        ("timm_resnet101", "pretrained_cfg", None, "cannot be followed: KeyError 'input_size'"),
+        ("timm_resnet101", "pretrained_cfg", None, "cannot be followed: it has no 'input_size'"),
         (
             "clip_gelu",
             "model_type",

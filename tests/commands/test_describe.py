@@ -9,11 +9,11 @@ from PIL import Image
 from mlclip_jax import InputError
 from mlclip_jax import describe as describing
 from mlclip_jax.commands.describe import define_flags, main
+from mlclip_jax.commands.parsing import parse_flags
 from mlclip_jax.data.images import read_file
 from mlclip_jax.data.sources import Source, read_folder
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.describe import describe, draw_sheet, with_labels
-from mlclip_jax.recipes import parse_flags
 from mlclip_jax.report import MISSED, SIDE, WRONG
 
 LABELS = np.array([[1, 1, 0], [1, 1, -1], [1, 0, 0], [0, -1, -1]], np.int8)

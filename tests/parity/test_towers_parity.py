@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from clip_cases import images
 from real_data import PHOTOGRAPHS, needs_real_data
-from tiny_clip import VIT_B_32, config_with
+from tiny_clip import TINY, VIT_B_32, config_with
 from tiny_models import (
     CASES,
     ENTRIES,
@@ -64,9 +64,10 @@ BLIP_BASE = {
     "text_config": {"num_attention_heads": 12},
     "vision_config": {"image_size": 384},
 }
+END = {"text_config.eos_token_id": TINY["text_config"]["eos_token_id"]}  # of the tokenizer that is written
 FULL_SIZE = {
-    "vit_b_32": ("clip", VIT_B_32),
-    "vit_l_14_336": ("clip", VIT_L_14_336),
+    "vit_b_32": ("clip", config_with(END, VIT_B_32)),
+    "vit_l_14_336": ("clip", config_with(END, VIT_L_14_336)),
     "rn50": ("open_clip", RN50),
     "blip_base": ("blip", BLIP_BASE),
 }

@@ -47,11 +47,13 @@ class Transformer(nn.Module):
         return x
 
 
-def resized(positions, height, width):
-    """Position embeddings (1 + side², d) for another grid."""
+def resized(positions, height, width, antialias=False):
+    """Position embeddings (1 + side², d) for another grid; open_clip smooths those of its ViTs."""
     side = int((len(positions) - 1) ** 0.5)
     grid = positions[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    grid = nn.functional.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+    grid = nn.functional.interpolate(
+        grid, size=(height, width), mode="bicubic", align_corners=False, antialias=antialias
+    )
     return torch.cat([positions[:1], grid.permute(0, 2, 3, 1).reshape(height * width, -1)])
 
 
@@ -71,7 +73,10 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels):
         grid = self.conv1(pixels)
-        positions = resized(self.positional_embedding, *grid.shape[2:])
+        same = grid.shape[2] * grid.shape[3] == len(self.positional_embedding) - 1  # and a square
+        positions = self.positional_embedding
+        if not (same and grid.shape[2] == grid.shape[3]):
+            positions = resized(positions, *grid.shape[2:], antialias=True)
         tokens = grid.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_embedding.expand(len(pixels), 1, -1), tokens], dim=1) + positions
         tokens = self.ln_post(self.transformer(self.ln_pre(tokens))) @ self.proj
