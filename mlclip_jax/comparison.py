@@ -20,7 +20,6 @@ SCORINGS = {
     "standardised": lambda scores, _: standardise(scores),
     "fused": lambda scores, cosine: (standardise(scores) + standardise(cosine)) / 2,
 }
-_bootstrap = jax.jit(bootstrap_mean_average_precision, static_argnums=(3, 4))
 
 
 def compare(
@@ -73,10 +72,9 @@ def compare(
     return rows
 
 
-def print_comparison(described: Mapping[str, str], compared: Sequence[Mapping]) -> None:
-    """Prints what figures mean, a dict, in lines, and the rows of `compare` as a Markdown table."""
-    for name, value in described.items():
-        print(f"{name:<12}{value}")
+def describe_comparison(described: Mapping[str, str], compared: Sequence[Mapping]) -> str:
+    """What figures mean, a dict, in lines, and below it the rows of `compare` as a Markdown table."""
+    lines = [f"{name:<12}{value}" for name, value in described.items()]
     beside_cosine, several = (any(row[key] for row in compared) for key in ("over_cosine", "over_first"))
     header = ["method", "scores", "seeds", "mAP"] + ["over cosine"] * beside_cosine + ["over first"] * several
     rows = []
@@ -85,7 +83,7 @@ def print_comparison(described: Mapping[str, str], compared: Sequence[Mapping]) 
         cells = [row["method"], row["scoring"], str(row["seeds"]), f"{row['mAP']:.1f}{spread}"]
         cells += [_interval(row["over_cosine"])] * beside_cosine + [_interval(row["over_first"])] * several
         rows.append(cells)
-    print(f"\n{markdown_table(header, rows)}")
+    return "\n".join([*lines, "", markdown_table(header, rows)])
 
 
 def _measure(all_scores, labels, num_samples, protocol, bar):
@@ -94,7 +92,8 @@ def _measure(all_scores, labels, num_samples, protocol, bar):
     for scores in all_scores:
         figures.append(mean_average_precision(scores, labels, protocol)[0])
         # One key for all: every method is resampled alike, which is what pairs the differences.
-        resampled.append(_bootstrap(jax.random.key(0), scores, labels, num_samples, protocol))
+        key = jax.random.key(0)
+        resampled.append(bootstrap_mean_average_precision(key, scores, labels, num_samples, protocol))
         bar.update()
     return 100 * np.array(figures), 100 * np.mean(resampled, axis=0)
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from mlclip_jax.jax_private import LRUCache, cache, compiler, distributed
-from mlclip_jax.progress import note
+from mlclip_jax.progress import warn
 
 # These are fields and functions that JAX's types do not let anybody read or replace.
 settings: Any = jax.config
@@ -45,7 +45,7 @@ def enable(*, wanted: bool = True) -> None:
             if not os.access(place, os.W_OK | os.X_OK):
                 raise PermissionError(None, "permission denied")
         except OSError as error:
-            note(
+            warn(
                 f"compiled programs are not kept: cannot write {place} ({error.strerror}); "
                 "JAX_COMPILATION_CACHE_DIR names another folder"
             )

@@ -1,7 +1,9 @@
 """Trained runs on the same images: every metric of each, and all beside plain cosine and one another."""
 
+import csv
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int8
@@ -17,6 +19,8 @@ from mlclip_jax.runs import Run
 from mlclip_jax.scores import Scores, write_scores
 from mlclip_jax.zero_shot import cosine_scores
 
+PER_CLASS = "per_class.csv"  # as evaluation.json has it
+IN_LABELS = ("coverage_error",)  # figures that are no fractions
 SCORES = "scores.npz"  # in a run's folder, of the images that it was evaluated on last
 
 
@@ -26,7 +30,8 @@ def evaluate(
     """Scores runs on the same images, and compares them with plain cosine and with one another.
 
     Runs whose configs differ in nothing but the seed are one method. Each run's own figures and scores are
-    written to `evaluation.json` and `scores.npz` in its folder, unless it has other labels than its own.
+    written to `evaluation.json`, `per_class.csv` and `scores.npz` in its folder, unless it has other labels
+    than its own.
 
     Args:
       runs: from `read_run`; finished, and trained on the same class embeddings.
@@ -50,6 +55,13 @@ def evaluate(
     methods = {}
     for run in runs:
         scores = np.asarray(run.score(images))
+        if not np.isfinite(scores).all():
+            row = int(np.argmin(np.isfinite(scores).all(axis=1)))
+            image = images.names[row] if images.names else f"row {row}"
+            raise InputError(
+                f"{run.workdir} gives scores that are NaN or infinite, first for {image}; "
+                "its embedding, or the run, is damaged"
+            )
         methods.setdefault(_method_name(run, runs), []).append(scores)
         if run.own_labels:
             _write_evaluation(run, scores, cosine, images, described, protocol)
@@ -72,14 +84,14 @@ def evaluate_scores(
       names: what to call each.
       num_samples, protocol: see `compare`.
     """
-    counted = int(np.any(labels == 1, axis=0).sum())
+    positive = int(np.any(labels == 1, axis=0).sum())
     described = {
         "metric": metrics.PROTOCOLS[protocol],
-        "classes": f"{counted} of {labels.shape[1]} have a positive and are counted",
+        "classes": f"{positive} of {labels.shape[1]} have a positive and are counted",
         "images": f"{len(labels)}, {known[0].origin or 'not recorded'}",
         "interval": f"95%, basic paired bootstrap over images, {num_samples} resamples",
     }
-    methods = {name: scores.scores.astype(np.float32) for name, scores in zip(names, known)}
+    methods = {name: scores.scores for name, scores in zip(names, known)}
     return described, compare(methods, labels, num_samples=num_samples, protocol=protocol)
 
 
@@ -102,14 +114,14 @@ def _check(runs):
 def figures_of(
     run: Run, logits: Float[np.ndarray, "N K"], labels: Int8[np.ndarray, "N K"]
 ) -> dict[str, float]:
-    """Every metric of a run's scores, as floats in [0, 1]; mAP in percent, `coverage_error` in labels.
+    """Every metric of a run's scores in percent, but `coverage_error` in labels.
 
     Decisions and probabilities are those of the run's calibration, where it has one; otherwise a sigmoid, and
     present from 0.5.
     """
     probabilities = run.probabilities(logits)
     predicted = probabilities >= run.thresholds
-    figures = {p: 100 * mean_average_precision(logits, labels, p)[0] for p in metrics.PROTOCOLS}
+    figures = {p: mean_average_precision(logits, labels, p)[0] for p in metrics.PROTOCOLS}
     figures |= metrics.decision_figures(predicted, labels)
     figures |= {
         "hamming_loss": metrics.hamming_loss(predicted, labels),
@@ -120,7 +132,39 @@ def figures_of(
         "expected_calibration_error": metrics.expected_calibration_error(probabilities, labels),
     }
     calibrated = run.calibration is not None
-    return {"calibrated": calibrated, **{name: float(figure) for name, figure in figures.items()}}
+    units = {name: 1 if name in IN_LABELS else 100 for name in figures}
+    figures = {name: units[name] * float(figure) for name, figure in figures.items()}
+    return {"calibrated": calibrated, **figures}
+
+
+def figures_by_class(
+    run: Run, logits: Float[np.ndarray, "N K"], labels: Int8[np.ndarray, "N K"]
+) -> list[dict[str, Any]]:
+    """What is measured of each class: a dict of each, with figures in percent.
+
+    `label`; `support`, how many images have it, and `known`, of how many that is known; its average precision
+    under each of `metrics.PROTOCOLS`, None without support; `precision`, `recall` and `F1` at its
+    `threshold`, a probability.
+    """
+    predicted = run.probabilities(logits) >= run.thresholds
+    precise = {p: metrics.average_precision(logits, labels, p) for p in metrics.PROTOCOLS}
+    decided = metrics.precision_recall_f1(metrics.count_decisions(predicted, labels))
+    figures = precise | dict(zip(("precision", "recall", "F1"), decided))
+    figures = {name: [_percent(figure) for figure in np.asarray(own)] for name, own in figures.items()}
+    return [
+        {
+            "label": label,
+            "support": int(np.sum(labels[:, k] == 1)),
+            "known": int(np.sum(labels[:, k] >= 0)),
+            **{name: own[k] for name, own in figures.items()},
+            "threshold": float(run.thresholds[k]),
+        }
+        for k, label in enumerate(run.label_names)
+    ]
+
+
+def _percent(fraction):
+    return None if np.isnan(fraction) else round(100 * float(fraction), 4)
 
 
 def _write_evaluation(run, scores, cosine, images, described, protocol):
@@ -135,14 +179,23 @@ def _write_evaluation(run, scores, cosine, images, described, protocol):
     content = {
         "step": run.step,
         "mAP": figures,
+        "unit": f"percent; {', '.join(IN_LABELS)} in labels; thresholds are probabilities",
         "protocol": described,
         "raw": figures_of(run, scores, labels),
+        "per_class": (by_class := figures_by_class(run, scores, labels)),
     }
     origin = f"{run.method.title}, {images.origin.split}"
     known = Scores(scores, run.label_names, images.names and tuple(images.names), labels, origin)
     write_scores(run.workdir / SCORES, known)
     with replacing(run.workdir / "evaluation.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with (
+        replacing(run.workdir / PER_CLASS) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        table = csv.DictWriter(file, list(by_class[0]))
+        table.writeheader()
+        table.writerows(by_class)
 
 
 def _settings(run):
@@ -163,11 +216,11 @@ def _method_name(run, runs):
 
 def _describe_protocol(runs, images, num_samples, protocol):
     class_embeddings = runs[0].class_embeddings
-    counted = int(np.any(images.labels == 1, axis=0).sum())
+    positive = int(np.any(images.labels == 1, axis=0).sum())
     origin, image_size = class_embeddings.origin, images.origin.image_size
     described = {
         "metric": metrics.PROTOCOLS[protocol],
-        "classes": f"{counted} of {len(class_embeddings.names)} have a positive and are counted",
+        "classes": f"{positive} of {len(class_embeddings.names)} have a positive and are counted",
         "images": f"{len(images)}, {images.origin.split}",
         "image size": "x".join(map(str, image_size)) or "not recorded",
         "class texts": repr(origin.prompt) if origin.prompt else f"{origin.name}, prompt not recorded",

@@ -5,6 +5,7 @@ MLCLIP_TEST_PLATFORM=cuda (or tpu) runs them there instead, on as many devices a
 
 import collections
 import gc
+import logging
 import os
 import signal
 from pathlib import Path
@@ -55,6 +56,16 @@ events = collections.Counter()
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: events.update({name: seconds, f"{name} (number)": 1})
 )
+
+
+@pytest.fixture(autouse=True)
+def unasked():
+    """Each test begins as a library call does: what a command before it was let to say is not said."""
+    yield
+    log = logging.getLogger("mlclip_jax")
+    log.setLevel(logging.NOTSET)
+    for handler in log.handlers[:]:
+        log.removeHandler(handler)
 
 
 def pytest_collection_modifyitems(items):

@@ -281,9 +281,11 @@ def test_training_on_forgets_the_calibration(run, tmp_path):
 
 def test_a_target_goes_with_its_rules(run, capsys):
     assert calibrate(run, "--rule=precision", "--target=0.8") == 0
+    capsys.readouterr()
     assert calibrate(run, "--rule=precision") == 2
+    assert "--rule=precision needs a precision to reach" in capsys.readouterr().err
     assert calibrate(run, "--target=0.8") == 2
-    assert "--target=0.9 goes with --rule=precision and --rule=recall" in capsys.readouterr().err
+    assert "--target=0.8 is for --rule=precision and --rule=recall, not --rule=f1" in capsys.readouterr().err
 
 
 def test_a_slope_never_turns_the_ranking_round():

@@ -9,6 +9,7 @@ from mlclip_jax.choices import CALIBRATIONS, THRESHOLD_RULES
 from mlclip_jax.commands.flags import define_checkpoint, define_max_skipped
 from mlclip_jax.errors import InputError
 from mlclip_jax.report import markdown_table
+from mlclip_jax.wording import counted
 
 
 def main(values: flags.FlagValues) -> None:
@@ -16,8 +17,12 @@ def main(values: flags.FlagValues) -> None:
     from mlclip_jax.calibration import FILE, cross_validated, fit, write_calibration
     from mlclip_jax.runs import read_run
 
-    if (values.rule in ("precision", "recall")) != (values.target is not None):
-        raise InputError("--target=0.9 goes with --rule=precision and --rule=recall, and these need it")
+    if values.rule in ("precision", "recall") and values.target is None:
+        raise InputError(f"--rule={values.rule} needs a {values.rule} to reach, for example --target=0.9")
+    if values.rule not in ("precision", "recall") and values.target is not None:
+        raise InputError(
+            f"--target={values.target:g} is for --rule=precision and --rule=recall, not --rule={values.rule}"
+        )
     if values.target == 0:
         raise InputError("--target=0 is reached by everything; give a precision or recall above it")
     run = read_run(values.workdir, calibrated=False, checkpoint=values.checkpoint)
@@ -82,18 +87,18 @@ def _print(label_names, split, labels, calibration, before, after):
         for when, figures in (("plain sigmoid, threshold 0.5", before), ("calibrated", after))
     ]
     folds = min(FOLDS, len(labels))
-    print(f"{len(labels)} images, {split}; percent; calibrated: over {folds} folds")
+    print(f"{counted(len(labels), 'image')}, {split}; percent; calibrated: over {folds} folds")
     print(f"\n{markdown_table(['', *names], rows)}")
     left_alone = [name for name, fits in zip(label_names, fittable(labels)) if not fits]
     flat = [name for name, slope in zip(label_names, calibration.slopes) if slope == 0]
     never = [name for name, t in zip(label_names, calibration.thresholds) if np.isinf(t)]
     for listed, what in (
-        (left_alone, "are not both present and absent there, and stay as they were"),
-        (flat, "fall with their logits there, and get the same probability for every image"),
-        (never, "never reach the target, and are never predicted"),
+        (left_alone, "not both present and absent there, left as before"),
+        (flat, "falling with the logits there, given one probability for every image"),
+        (never, "out of reach of the target, never predicted"),
     ):
         if listed:
-            print(f"{len(listed)} labels {what}: {', '.join(listed)}")
+            print(f"{counted(len(listed), 'label')} {what}: {', '.join(listed)}")
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:

@@ -9,7 +9,7 @@ def main(values: flags.FlagValues) -> None:
     """mlclip demo --workdir=FOLDER [--seeds=1]"""
     from mlclip_jax.experiments.demo import demo
 
-    demo(values.workdir, values.seeds)
+    demo(values.workdir, values.seeds, report=print)
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:

@@ -7,13 +7,13 @@ from absl import flags
 
 from mlclip_jax.choices import PROTOCOLS
 from mlclip_jax.commands.flags import define_checkpoint, define_max_skipped
-from mlclip_jax.data.sources import read_lines
 from mlclip_jax.errors import InputError
+from mlclip_jax.texts.label_sets import read_names
 
 
 def main(values: flags.FlagValues) -> None:
     """mlclip evaluate --workdir=RUN[,RUN...] [--embeddings=FILE | --images=FOLDER] [--labels=FILE] ..."""
-    from mlclip_jax.comparison import print_comparison
+    from mlclip_jax.comparison import describe_comparison
     from mlclip_jax.embeddings.labelled import read_images
     from mlclip_jax.evaluation import evaluate, evaluate_scores
     from mlclip_jax.runs import EMBEDDED, read_run
@@ -29,14 +29,14 @@ def main(values: flags.FlagValues) -> None:
         names = [Path(path).stem for path in paths]
         if len(set(names)) < len(names):
             names = paths
-        print_comparison(*evaluate_scores(known, labels, names, values.bootstrap, values.protocol))
+        print(describe_comparison(*evaluate_scores(known, labels, names, values.bootstrap, values.protocol)))
         return
     workdirs = [workdir for given in values.workdir for workdir in given.split(",")]
     runs = [read_run(workdir, checkpoint=values.checkpoint) for workdir in workdirs]
     config = runs[0].config
     load_backbone = functools.cache(lambda: runs[0].loaded_backbone())
     if values.classes:
-        names = read_lines(values.classes)
+        names = read_names(values.classes)
         runs = [run.with_backbone(load_backbone()).with_labels(names) for run in runs]
     source = {"embeddings": values.embeddings, "images": values.images, "labels": values.labels}
     if not (values.embeddings or values.images):  # the images of the run, perhaps with other labels
@@ -45,7 +45,7 @@ def main(values: flags.FlagValues) -> None:
     folder = runs[0].workdir / EMBEDDED
     class_embeddings, allowed = runs[0].class_embeddings, values.max_skipped
     images = read_images(source, class_embeddings, load_backbone, folder, reads=reads, max_skipped=allowed)
-    print_comparison(*evaluate(runs, images, values.bootstrap, values.protocol))
+    print(describe_comparison(*evaluate(runs, images, values.bootstrap, values.protocol)))
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:

@@ -9,7 +9,7 @@ def main(values: flags.FlagValues) -> None:
     """mlclip few_shot --workdir=FOLDER [--seeds=1]"""
     from mlclip_jax.experiments.few_shot import few_shot
 
-    few_shot(values.workdir, values.seeds)
+    few_shot(values.workdir, values.seeds, report=print)
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:

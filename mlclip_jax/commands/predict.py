@@ -1,6 +1,7 @@
-"""Labels images with a trained run: `mlclip predict --workdir=RUN --images=FOLDER --output=X.csv`."""
+"""Labels images with a trained run: `mlclip predict --workdir=RUN --images=FOLDER [--output=X.csv]`."""
 
 import csv
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -15,17 +16,22 @@ from mlclip_jax.data.datasets import FORMATS as DATASETS
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.images import decode_image, printable, read_file
 from mlclip_jax.data.pipeline import Skipped
-from mlclip_jax.data.sources import Source, list_images, read_lines
+from mlclip_jax.data.sources import Source, list_images
+from mlclip_jax.data.table_labels import labels_of_cells
+from mlclip_jax.data.tables import COLUMN_NAMES, plain_name
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder, replacing
-from mlclip_jax.report import draw_predictions
+from mlclip_jax.report import draw_predictions, markdown_table
+from mlclip_jax.texts.label_sets import read_names
+from mlclip_jax.wording import counted
 
 DRAWN = 48  # images in a picture, at most
 FORMATS = (".csv", ".jsonl")
+MOST_PROBABLE = 5  # labels of an image that are printed
 
 
 def main(values: flags.FlagValues) -> None:
-    """mlclip predict --workdir=RUN --images=FILE_OR_FOLDER --output=FILE.csv [--picture=FILE.png]"""
+    """mlclip predict --workdir=RUN --images=FILE_OR_FOLDER [--output=FILE.csv] [--picture=FILE.png]"""
     from mlclip_jax.embeddings.embed import report
     from mlclip_jax.runs import load
     from mlclip_jax.scores import Scores, write_scores
@@ -34,27 +40,36 @@ def main(values: flags.FlagValues) -> None:
     source = find_images(values.images)
     run = load(values.workdir, backbone=values.backbone, checkpoint=values.checkpoint)
     if values.classes:
-        run = run.with_labels(read_lines(values.classes))
-    skipped = Skipped(source.names, Path(f"{values.output}.skipped.jsonl"), values.max_skipped)
+        run = run.with_labels(read_names(values.classes))
+    if values.output and Path(values.output).suffix == ".csv":
+        check_columns(run.label_names)
+    listed = Path(f"{values.output}.skipped.jsonl") if values.output else None
+    skipped = Skipped(source.names, listed, values.max_skipped)
     kept, logits = run.score_source(source, skipped, num_workers=values.num_workers)
     probabilities = run.probabilities(logits)
     thresholds = run.thresholds
     if values.threshold is not None:
         thresholds = np.full_like(thresholds, values.threshold)
     names = [source.names[i] for i in kept]
-    write_predictions(values.output, names, probabilities, run.label_names, thresholds)
+    if values.output:
+        write_predictions(values.output, names, probabilities, run.label_names, thresholds)
     if values.scores:
         origin = f"{run.method.title}, {source.title}"
         write_scores(values.scores, Scores(logits, tuple(run.label_names), tuple(names), None, origin))
     skipped.write()
     report(source, skipped)
-    print(f"{len(names)} images, {len(run.label_names)} labels: {values.output}")
+    if values.output:
+        counts = f"{counted(len(names), 'image')}, {counted(len(run.label_names), 'label')}"
+        print(f"{counts}: {values.output}")
+    else:
+        print(table_of(names, probabilities, run.label_names, thresholds))
     if values.picture:
         images = [_thumbnail(source.read(i)) for i in kept[:DRAWN]]
         draw_predictions(
             values.picture, images, probabilities[:DRAWN], run.label_names, thresholds=thresholds
         )
-        print(f"the first {len(images)} of them, drawn: {values.picture}")
+        of_them = "" if len(images) == len(names) else f", the first {len(images)} of them"
+        print(f"drawn{of_them}: {values.picture}")
 
 
 def find_images(given: Sequence[str]) -> Source:
@@ -75,10 +90,11 @@ def find_images(given: Sequence[str]) -> Source:
         if path.is_file():
             files.append(path)
             continue
-        images, rest = list_images(path)
+        images, rest = list_images(name)
         files += images
         others += len(rest)
-    remarks = [f"{others} files in the folders are no images and were left out"] if others else []
+    are = counted(others, "file in the folders is no image", "files in the folders are no images")
+    remarks = [f"{are}, and left out"] if others else []
     return Source("images", map(printable, files), lambda i: read_file(files[i]), remarks=remarks)
 
 
@@ -91,15 +107,20 @@ def write_predictions(
 ) -> None:
     """Writes a row for each file: its name, the labels that reach the threshold, every label's probability.
 
+    `data.tables.read_table` reads the same labels back from either.
+
     Args:
-      path: ends in `.csv` (labels joined by `|`, a column for each label) or `.jsonl` (an object per line,
-        with `file`, `labels` and `probabilities`).
+      path: ends in `.csv` (labels joined by `|`, or JSON lists of them where names could be misread so; and a
+        column for each label) or `.jsonl` (an object per line, with `file`, `labels` and `probabilities`).
       files: N names.
       probabilities: of each label in each image.
       label_names: K names.
       thresholds: a label is predicted where its probability reaches its own.
     """
     path = Path(path)
+    join = "|".join if _can_be_joined(label_names) else functools.partial(json.dumps, ensure_ascii=False)
+    if path.suffix == ".csv":
+        check_columns(label_names)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as output:
         if path.suffix == ".csv":
             table = csv.writer(output)
@@ -107,16 +128,63 @@ def write_predictions(
         for file, row in zip(files, probabilities):
             present = [name for name, p, t in zip(label_names, row, thresholds) if p >= t]
             if path.suffix == ".csv":
-                table.writerow([file, "|".join(present), *(f"{p:.4f}" for p in row)])
+                table.writerow([file, join(present), *(f"{p:.4f}" for p in row)])
             else:
                 every = {name: round(float(p), 4) for name, p in zip(label_names, row)}
                 line = {"file": str(file), "labels": present, "probabilities": every}
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+def table_of(
+    files: Sequence[str | os.PathLike],
+    probabilities: Float[np.ndarray, "N K"],
+    label_names: Sequence[str],
+    thresholds: Float[np.ndarray, " K"],
+) -> str:
+    """The same as a Markdown table, with the most probable labels of each file."""
+    rows = []
+    for file, row in zip(files, probabilities):
+        present = [name for name, p, t in zip(label_names, row, thresholds) if p >= t]
+        order = np.argsort(-row, kind="stable")[:MOST_PROBABLE]
+        rows.append(
+            [str(file), ", ".join(present), ", ".join(f"{label_names[k]} {row[k]:.2f}" for k in order)]
+        )
+    return markdown_table(["image", "labels", "most probable"], rows, "lll")
+
+
+def check_columns(label_names: Sequence[str]) -> None:
+    """Refuses names of labels for columns of a CSV that has `file` and `labels` already.
+
+    Raises:
+      InputError: one would be read as the column of something else.
+    """
+    taken = {name for names in COLUMN_NAMES.values() for name in names}
+    for name in label_names:
+        if plain_name(name) in taken:
+            raise InputError(
+                f"a label is called {name!r}, as columns of other things are in a CSV: write a .jsonl file"
+            )
+
+
+def _can_be_joined(label_names):
+    """Whether names with bars between them are read back as they are."""
+    together = [*label_names, "|".join(label_names)]
+    for cells in ([name] for name in together):
+        try:
+            read = labels_of_cells("", cells).names
+        except InputError:
+            return False
+        if set(read) != set(cells if cells[0] in label_names else label_names):
+            return False
+    return True
+
+
 def _check_outputs(values):
     """What cannot be written is known before the work is done, not after."""
-    if Path(values.output).suffix not in FORMATS:
+    for path in filter(None, (values.output, values.picture, values.scores)):
+        if Path(path).is_dir():
+            raise InputError(f"cannot write {path}: it is a folder; give a file")
+    if values.output and Path(values.output).suffix not in FORMATS:
         raise InputError(f"cannot write {values.output}: its name must end in {' or '.join(FORMATS)}")
     if values.picture and Path(values.picture).suffix != ".png":
         raise InputError(f"cannot draw {values.picture}: its name must end in .png")
@@ -141,7 +209,9 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "image files and folders, each a flag of its own; or a dataset",
         flag_values=values,
     )
-    flags.DEFINE_string("output", None, ".csv or .jsonl file to write", flag_values=values)
+    flags.DEFINE_string(
+        "output", None, ".csv or .jsonl file to write; without it, a table is printed", flag_values=values
+    )
     flags.DEFINE_string(
         "scores", None, ".npz file to write the logits to, for evaluate and calibrate", flag_values=values
     )
@@ -164,4 +234,4 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "backbone", None, "folder or name of a backbone, unless the run names it", flag_values=values
     )
     define_reading_flags(values)
-    flags.mark_flags_as_required(["workdir", "images", "output"], values)
+    flags.mark_flags_as_required(["workdir", "images"], values)

@@ -10,7 +10,7 @@ def main(values: flags.FlagValues) -> None:
     """mlclip train --config=RECIPE[:variant] --workdir=FOLDER [--config.key=value ...]"""
     from mlclip_jax.training.train import train
 
-    train(values.config, values.workdir)
+    train(values.config, values.workdir, report=print)
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:

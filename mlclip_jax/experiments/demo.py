@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -38,7 +39,9 @@ METHODS = {
 DRAWN = 24
 
 
-def demo(workdir: str | os.PathLike, num_seeds: int = 1) -> list[list[str]]:
+def demo(
+    workdir: str | os.PathLike, num_seeds: int = 1, report: Callable[[str], object] | None = None
+) -> list[list[str]]:
     """Makes scenes, embeds them, trains three adapters, scores them on scenes that nothing has seen.
 
     Leaves in `workdir` the scenes and their embeddings, a run for each method and seed, `table.md` and
@@ -47,6 +50,7 @@ def demo(workdir: str | os.PathLike, num_seeds: int = 1) -> list[list[str]]:
     Args:
       workdir: a folder.
       num_seeds: how many times each adapter is trained; its mAP is then mean ± standard deviation.
+      report: called with what a command prints on the way, as `print`.
 
     Returns:
       The table's rows.
@@ -64,6 +68,8 @@ def demo(workdir: str | os.PathLike, num_seeds: int = 1) -> list[list[str]]:
             config = recipes.read(f"demo:{variant}")
             config.seed = seed
             config.texts.labels = str(workdir / "labels.txt")
+            config.evaluation.embeddings = str(split["test"])
+            config.evaluation.labels = str(workdir / "test/labels.csv")
             if "number" not in config.texts:
                 config.examples.embeddings = str(split["train"])
                 config.examples.labels = str(workdir / "train/labels.csv")
@@ -71,7 +77,7 @@ def demo(workdir: str | os.PathLike, num_seeds: int = 1) -> list[list[str]]:
             else:
                 trained_on[method] = f"{config.texts.number:,} texts"
             folder = workdir / f"{variant}-seed{seed}"
-            seconds.setdefault(method, []).append(_train_and_time(config, folder))
+            seconds.setdefault(method, []).append(_train_and_time(config, folder, report))
             runs.setdefault(method, []).append(read_run(folder))
 
     start = time.monotonic()
@@ -99,18 +105,19 @@ def demo(workdir: str | os.PathLike, num_seeds: int = 1) -> list[list[str]]:
         f"Seconds: to train and to encode texts, {num_seeds} seed{'s' * (num_seeds > 1)}, "
         f"on {jax.device_count()} {jax.devices()[0].device_kind} device{'s' * (jax.device_count() > 1)}.",
     ]
-    report = "\n".join([table, "", *notes])
+    said = "\n".join([table, "", *notes])
     with replacing(workdir / "table.md") as temporary:
-        temporary.write_text(report + "\n", encoding="utf-8")
+        temporary.write_text(said + "\n", encoding="utf-8")
     _draw(workdir, images)
-    print(f"\n{report}\n\n{workdir / 'table.md'}\n{workdir / 'predictions.png'}")
+    if report:
+        report(f"\n{said}\n\n{workdir / 'table.md'}\n{workdir / 'predictions.png'}")
     return rows
 
 
-def _train_and_time(config, folder):
+def _train_and_time(config, folder, report):
     """Trains; returns the seconds that all of it took, in this call or an earlier one, or NaN."""
     record, fresh, start = folder / "seconds.json", not folder.exists(), time.monotonic()
-    train(config, folder)
+    train(config, folder, score=False, report=report)
     if fresh:
         record.write_text(json.dumps(time.monotonic() - start), encoding="utf-8")
     return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else math.nan

@@ -5,7 +5,7 @@ that read class embeddings are also carried over to labels that they were not tr
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ def few_shot(
     num_seeds: int = 1,
     variants: Mapping[str, str] = VARIANTS,
     fractions: Sequence[float] = FRACTIONS,
+    report: Callable[[str], object] | None = None,
 ) -> list[list[str]]:
     """Trains every method on every fraction of the scenes, and scores it on the rest and on other labels.
 
@@ -57,6 +58,7 @@ def few_shot(
       num_seeds: how many times each is trained; its mAP is then mean ± standard deviation.
       variants: which of the recipe, and what the table calls them.
       fractions: of the scenes, to train on.
+      report: called with what a command prints on the way, as `print`.
 
     Returns:
       The table's rows.
@@ -82,7 +84,9 @@ def few_shot(
         cells, carried = [], ""
         for fraction, (_, rest) in splits.items():
             tested = scenes.select(rest)
-            runs = [_train(workdir, variant, fraction, seed, paths[fraction]) for seed in range(num_seeds)]
+            runs = [
+                _train(workdir, variant, fraction, seed, paths[fraction], report) for seed in range(num_seeds)
+            ]
             cells.append(mean_and_spread([score(run.score(tested), tested) for run in runs]))
             if fraction == fractions[0] and runs[0].method.open_vocabulary:
                 runs = [run.with_backbone(backbone).with_labels(OTHER_LABELS) for run in runs]
@@ -98,10 +102,11 @@ def few_shot(
         f"{len(OTHER_LABELS)} labels that no adapter was trained on.",
         f"Backbone: {BACKBONE}, 64x64 pixels, prompt {CLASS_TEMPLATE!r}.",
     ]
-    report = "\n".join([markdown_table(header, rows), "", *notes])
+    said = "\n".join([markdown_table(header, rows), "", *notes])
     with replacing(workdir / "table.md") as temporary:
-        temporary.write_text(report + "\n", encoding="utf-8")
-    print(f"\n{report}\n\n{workdir / 'table.md'}")
+        temporary.write_text(said + "\n", encoding="utf-8")
+    if report:
+        report(f"\n{said}\n\n{workdir / 'table.md'}")
     return rows
 
 
@@ -114,11 +119,11 @@ def _scenes(workdir, name, backbone):
     return images, cosines(images, texts)
 
 
-def _train(workdir, variant, fraction, seed, trained_on):
+def _train(workdir, variant, fraction, seed, trained_on, report):
     config = recipes.read(f"few_shot:{variant}")
     config.seed = seed
     config.texts.labels = str(workdir / "labels.txt")
     config.examples.embeddings = str(trained_on)
     folder = workdir / f"{variant}-{100 * fraction:.0f}-seed{seed}"
-    train(config, folder)
+    train(config, folder, report=report)
     return read_run(folder)

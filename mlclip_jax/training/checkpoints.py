@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from mlclip_jax.distributed.processes import all_or_none, all_processes, is_first
 from mlclip_jax.errors import InputError
-from mlclip_jax.progress import note
+from mlclip_jax.progress import warn
 from mlclip_jax.provenance import UNKNOWN, Origin
 
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by bytes
@@ -189,7 +189,7 @@ class Checkpoints:
             reason = reason or "another process cannot read it"
             reasons.append(f"{candidate} ({reason})")
             if candidate != candidates[-1]:
-                note(f"warning: the checkpoint {self.folder}/{candidate} is damaged ({reason})")
+                warn(f"the checkpoint {self.folder}/{candidate} is damaged ({reason})")
                 if not self._read_only:
                     self._set_aside(candidate)
         raise InputError(

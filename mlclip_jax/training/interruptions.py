@@ -1,4 +1,4 @@
-"""What ends a run before its last step: a request to stop, and a process that makes no progress."""
+"""What ends a run before its last step: a request to save and stop, and a process that makes no progress."""
 
 import contextlib
 import faulthandler
@@ -13,31 +13,7 @@ from collections.abc import Callable, Generator
 import jax
 from jax.experimental import multihost_utils
 
-from mlclip_jax.errors import Preempted
 from mlclip_jax.jax_private import distributed  # which alone can begin to listen after the start
-
-
-@contextlib.contextmanager
-def stop_at_once_on_request() -> Generator[None]:
-    """Within the block SIGTERM ends what the process does by `Preempted`, wherever it is.
-
-    For what leaves its files whole at any moment: the same command, started again, resumes. Of several
-    processes each stops for itself.
-    """
-
-    def stop(*_):
-        raise Preempted(
-            "stopped on request; what is finished is kept, and the same command resumes from there"
-        )
-
-    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -64,6 +40,8 @@ def listening_for_stop() -> Generator[Callable[[], bool]]:
             yield received.is_set
         finally:
             signal.signal(signal.SIGTERM, before)
+        if received.is_set():  # when there was nothing left to save: whoever listened before shall know
+            signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager

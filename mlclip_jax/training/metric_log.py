@@ -11,7 +11,7 @@ import numpy as np
 from mlclip_jax.distributed.processes import is_first
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
-from mlclip_jax.progress import note
+from mlclip_jax.progress import warn
 
 NONFINITE = "nonfinite.jsonl"
 
@@ -89,7 +89,7 @@ class Log:
                     f"step {t + 1} failed: {cause}{shown}{allowed}; {self._nonfinite} lists the examples: "
                     "fix them, lower optimizer.learning_rate, or raise train.max_skipped_steps"
                 )
-            note(f"warning: step {t + 1} was skipped: {cause}{shown}")
+            warn(f"step {t + 1} was skipped: {cause}{shown}")
 
 
 def _parts(metric):

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int8
 from ml_collections import ConfigDict
 
 from mlclip_jax import calibration, methods, perturbation, recipes
-from mlclip_jax.comparison import print_comparison
+from mlclip_jax.comparison import describe_comparison
 from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.processes import (
     all_or_none,
@@ -77,8 +77,14 @@ from mlclip_jax.training.step import (
 )
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike) -> dict:
-    """Trains to the end, resuming from the newest checkpoint in `workdir`; then scores, and prints a table.
+def train(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    score: bool = True,
+    report: Callable[[str], object] | None = None,
+) -> dict:
+    """Trains to the end, resuming from the newest checkpoint in `workdir`; then scores.
 
     Leaves in `workdir` the resolved `config.json`, `classes.npz` (the labels and their embeddings),
     `metrics.jsonl`, the checkpoints, and `evaluation.json` where the config names images to score.
@@ -86,6 +92,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     Args:
       config: a recipe's `ml_collections.ConfigDict`.
       workdir: folder of this run alone.
+      score: whether to score the images that the config's `evaluation` names, at the end.
+      report: called with what a command prints at the end, as `print`.
 
     Returns:
       The trained parameters, a nested dict of arrays.
@@ -190,9 +198,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict:
             names_of,
         )
         last = checkpoints.latest_step
-    print(f"{workdir}: trained {last} steps on {examples} about {len(class_embeddings)} labels")
-    if images is not None:
-        print_comparison(*evaluate([read_run(workdir)], images))
+    report = report or (lambda _: None)
+    report(f"{workdir}: trained {last} steps on {examples} about {len(class_embeddings)} labels")
+    if images is not None and score:
+        report(describe_comparison(*evaluate([read_run(workdir)], images)))
     return state["parameters"]
 
 

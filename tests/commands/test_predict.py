@@ -2,9 +2,12 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from real_data import PHOTOGRAPHS, needs_real_data
 from tiny_clip import write_clip
@@ -12,8 +15,11 @@ from tiny_clip import write_clip
 import mlclip_jax
 from mlclip_jax import InputError
 from mlclip_jax.cli import main
+from mlclip_jax.commands.predict import write_predictions
 from mlclip_jax.configs import demo
 from mlclip_jax.data.scenes import LABELS, Scenes, write_scenes
+from mlclip_jax.data.sources import label_name
+from mlclip_jax.data.tables import COLUMN_NAMES, plain_name, read_labels, read_table
 from mlclip_jax.scores import read_scores
 from mlclip_jax.training.train import train
 
@@ -93,11 +99,67 @@ def test_files_and_folders_and_a_picture(run, scenes, tmp_path, capsys):
     assert main(["predict", f"--workdir={run}", *arguments]) == 0
     captured = capsys.readouterr()
     assert "41 images" in captured.out
-    assert "2 files in the folders are no images" in captured.err  # labels.csv too
+    assert "2 files in the folders are no images, and left out" in captured.err  # labels.csv too
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.width > 500
     with (tmp_path / "deep/x.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["file"] == str(one)
+
+
+def test_without_an_output_a_table_is_printed(run, scenes, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = scenes / "images/000003.jpg"
+    assert main(["predict", f"--workdir={run}", f"--images={file}", "--threshold=0.3"]) == 0
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == ["image", "labels", "most probable"]
+    image, present, probable = (cell.strip() for cell in row.split("|")[1:-1])
+    [probabilities] = mlclip_jax.load(run).predict([file])
+    assert image == str(file)
+    assert present.split(", ") == [LABELS[k] for k in np.flatnonzero(probabilities >= 0.3)]
+    best = np.argsort(-probabilities)[:5]
+    assert probable == ", ".join(f"{LABELS[k]} {probabilities[k]:.2f}" for k in best)
+    assert list(tmp_path.iterdir()) == []
+
+
+NAMES = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6).map(label_name).filter(bool),
+    min_size=1,
+    max_size=4,
+    unique=True,
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@given(names=NAMES, data=st.data())
+def test_what_is_written_is_read_back(tmp_path_factory, suffix, names, data):
+    path = tmp_path_factory.mktemp("x") / f"x{suffix}"
+    rows = st.lists(st.booleans(), min_size=len(names), max_size=len(names))
+    check_round_trip(path, names, np.array(data.draw(st.lists(rows, min_size=1, max_size=4))))
+
+
+@pytest.mark.parametrize(
+    "names", [["file", "c"], ["a|b", "c"], ["1 2", "3"], ["3.0"], ["nan", "x"], ["['x']"], ["1", "0"]]
+)
+def test_odd_names_are_read_back(tmp_path, names):
+    check_round_trip(tmp_path / "x.csv", names, np.eye(len(names), dtype=bool))
+
+
+def check_round_trip(path, names, labels):
+    files = [f"{i}.jpg" for i in range(len(labels))]
+    wanted = (path, files, labels.astype(float), names, np.full(len(names), 0.5))
+    if path.suffix == ".csv" and any(
+        plain_name(name) in taken for taken in COLUMN_NAMES.values() for name in names
+    ):
+        with pytest.raises(
+            InputError, match=r"as columns of other things are in a CSV: write a \.jsonl file"
+        ):
+            write_predictions(*wanted)
+        return
+    write_predictions(*wanted)
+    table = read_table(path)
+    back = [{table.label_names[k] for k in np.flatnonzero(row == 1)} for row in table.labels]
+    assert back == [{names[k] for k in np.flatnonzero(row)} for row in labels]
+    np.testing.assert_array_equal(read_labels(path, files, names), labels)
 
 
 @needs_real_data
@@ -118,6 +180,9 @@ def test_another_backbone_is_refused(run, tmp_path):
     ("change", "words"),
     [
         ({"output": "x.txt"}, "its name must end in .csv or .jsonl"),
+        ({"output": Path(__file__).parent}, "commands: it is a folder; give a file"),
+        ({"images": "https://example.org/x.jpg"}, "is a URL: download what it names"),
+        ({"images": "*.jpg"}, "nothing matches *.jpg: give the folder, or leave the quotes away"),
         ({"picture": "x.jpg"}, "its name must end in .png"),
         ({"images": "nowhere"}, "no such folder of images: nowhere"),
         ({"images": ""}, "an empty name among the images"),

@@ -113,11 +113,12 @@ def small_config(world, label_shards, **train):
     return config
 
 
-def test_a_run_may_be_split_otherwise_when_it_goes_on(world, tmp_path, capsys):
+def test_a_run_may_be_split_otherwise_when_it_goes_on(world, tmp_path, caplog):
+    caplog.set_level("INFO", "mlclip_jax")
     expected = train(small_config(world, 1, evaluate_every=20), tmp_path / "whole")
     with stopped_after(30):
         train(small_config(world, 2, evaluate_every=20), tmp_path / "run")
-    assert "mesh 2 data x 2 labels; batch 8, 4 on each device" in capsys.readouterr().err
+    assert "mesh 2 data x 2 labels; batch 8, 4 on each device" in caplog.text
     parameters = train(small_config(world, 1, evaluate_every=20), tmp_path / "run")
     for ours, theirs in zip(*map(jax.tree.leaves, (parameters, expected))):
         assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()

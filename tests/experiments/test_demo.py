@@ -1,7 +1,9 @@
 """The demo in small: every part of it is the real one, on fewer scenes and steps."""
 
 import contextlib
+import csv
 import io
+import json
 
 import numpy as np
 import pytest
@@ -37,6 +39,27 @@ def demonstrated(tmp_path_factory):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             assert main(["demo", f"--workdir={folder}", "--seeds=2"]) == 0
         yield folder, printed.getvalue()
+
+
+def test_its_runs_are_evaluated_without_further_flags(demonstrated, capsys):
+    folder, _ = demonstrated
+    run = folder / "tai-seed0"
+    assert main(["evaluate", f"--workdir={run}", "--bootstrap=10"]) == 0
+    assert "50, " in capsys.readouterr().out
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["unit"] == "percent; coverage_error in labels; thresholds are probabilities"
+    assert evaluation["mAP"]["raw"] == evaluation["raw"]["ap"] > 50
+    with (run / "per_class.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == list(LABELS)
+    ap = [row["ap"] for row in evaluation["per_class"] if row["support"]]
+    assert np.mean(ap) == pytest.approx(evaluation["raw"]["ap"], abs=1e-3)
+    for row, known in zip(rows, evaluation["per_class"]):
+        assert row == {name: "" if value is None else str(value) for name, value in known.items()}
+        assert (known["known"], known["threshold"]) == (50, 0.5)
+    assert np.mean([row["F1"] for row in evaluation["per_class"]]) == pytest.approx(
+        evaluation["raw"]["mean_F1"], abs=1e-3
+    )
 
 
 def test_it_ends_with_a_table_and_a_picture(demonstrated):

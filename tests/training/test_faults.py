@@ -1,5 +1,6 @@
 """A run that cannot continue says so, and one that can does: numbers, disks, damaged checkpoints, SIGTERM."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -20,7 +21,9 @@ from mlclip_jax.cli import main
 from mlclip_jax.configs import mmm_clip, tai
 from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.sharding import make_mesh, place, replicated
+from mlclip_jax.errors import Preempted
 from mlclip_jax.runs import read_run
+from mlclip_jax.stopping import stop_at_once_on_request
 from mlclip_jax.training.interruptions import listening_for_stop
 from mlclip_jax.training.metric_log import Log
 from mlclip_jax.training.step import apply_gradients, initial_state, make_chunk
@@ -85,7 +88,7 @@ class TestNumbers:
         assert "max_skipped_steps" in str(raised.value)
         assert list((tmp_path / "checkpoints").iterdir()) == []
 
-    def test_such_steps_are_skipped_if_the_config_allows_as_many(self, world, tmp_path, capsys):
+    def test_such_steps_are_skipped_if_the_config_allows_as_many(self, world, tmp_path, caplog):
         config = image_config(world, max_skipped_steps=12)
         parameters = train(config, tmp_path)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(parameters))
@@ -94,9 +97,7 @@ class TestNumbers:
         log = lines_of(tmp_path / "metrics.jsonl")
         assert sum(line.get("skipped_steps", 0) for line in log) == len(records)
         assert all(np.isfinite(line["loss"]) for line in log)
-        assert (
-            f"warning: step {records[0]['step']} was skipped: its loss is nan on 0" in capsys.readouterr().err
-        )
+        assert f"warning: step {records[0]['step']} was skipped: its loss is nan on 0" in caplog.text
 
     def test_but_not_one_more_also_when_the_run_was_stopped_in_between(self, world, tmp_path):
         allowed = len(self.skipped(world, tmp_path / "all")) - 1
@@ -195,7 +196,7 @@ def stopped(world, tmp_path_factory):
 class TestCheckpoints:
     @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "metadata"])
     def test_a_damaged_one_is_reported_and_the_one_before_it_taken(
-        self, world, whole, stopped, tmp_path, capsys, damage
+        self, world, whole, stopped, tmp_path, caplog, damage
     ):
         workdir, expected = whole
         run = shutil.copytree(stopped, tmp_path / "run")
@@ -212,9 +213,8 @@ class TestCheckpoints:
         if damage == "metadata":
             (newest / "_CHECKPOINT_METADATA").write_text("{")
         assert_equal(train(text_config(world), run), expected)
-        said = capsys.readouterr().err
+        said = caplog.text
         assert f"warning: the checkpoint {newest} is damaged" in said
-        assert "resuming from step 20 of 60" in said
         assert (run / "metrics.jsonl").read_text() == (workdir / "metrics.jsonl").read_text()
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["40", "60", "damaged-40"]
 
@@ -311,11 +311,58 @@ class TestStop:
 
     def test_the_order_is_heard_within_the_block_alone(self):
         before = signal.getsignal(signal.SIGTERM)
-        with listening_for_stop() as asked:
-            assert not asked()
-            signal.raise_signal(signal.SIGTERM)
-            assert asked()
+        went_on = False
+        with contextlib.suppress(Preempted), stop_at_once_on_request():
+            with listening_for_stop() as asked:
+                assert not asked()
+                signal.raise_signal(signal.SIGTERM)
+                assert asked()
+            went_on = True
+        assert not went_on  # an order that a run has no use for is passed on
         assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_what_ends_a_run_already_is_not_hidden_by_an_order(self):
+        def fail():
+            with stop_at_once_on_request(), listening_for_stop():
+                signal.raise_signal(signal.SIGTERM)
+                raise ValueError("the disk is full")
+
+        with pytest.raises(ValueError, match="the disk is full"):
+            fail()
+
+    def test_every_command_ends_by_it(self, tmp_path):
+        process = start(["scenes", f"--output={tmp_path}", "--number=1000000"])
+        wait_until(lambda: any((tmp_path / "images").glob("*.jpg")), process)
+        process.send_signal(signal.SIGTERM)
+        [output] = outputs_of([process], 75)
+        assert output.splitlines()[-1].startswith("mlclip scenes: stopped on request")
+
+    def test_an_order_in_the_last_steps_of_one_run_keeps_the_next_from_beginning(self, tmp_path):
+        """`demo` trains several, one after the other."""
+        preamble = """
+import mlclip_jax.experiments.demo as demo
+from mlclip_jax.experiments import scenes
+from mlclip_jax.training.metric_log import Log
+demo.FOLDERS = {name: (seed, 60, labels) for name, (seed, _, labels) in demo.FOLDERS.items()}
+read = demo.recipes.read
+def shorter(name):
+    config = read(name)
+    config.train.steps = 20
+    if "number" in config.texts:
+        config.texts.number = 200
+    return config
+demo.recipes.read = shorter
+def add_and_say(self, step, metrics, add=Log.add):
+    add(self, step, metrics)
+    if step == 20:
+        import os, signal
+        os.kill(os.getpid(), signal.SIGTERM)
+Log.add = add_and_say
+"""
+        process = start(["demo", f"--workdir={tmp_path}"], preamble=preamble)
+        [output] = outputs_of([process], 75)
+        assert "mlclip demo: stopped on request" in output.splitlines()[-1]
+        assert [path.name for path in tmp_path.glob("*-seed0")] == ["no_noise-seed0"]
 
     def test_in_another_thread_no_signal_is_waited_for(self):
         answers = []

@@ -130,15 +130,16 @@ def test_every_adapter_trains(folder, trained, case, mode):
 
 
 @pytest.mark.parametrize("loss", ["focal", "two_way", "pairwise_ranking"])
-def test_a_loss_trains_by_its_name(folder, tmp_path, capsys, loss):
+def test_a_loss_trains_by_its_name(folder, tmp_path, caplog, loss):
     """tests/distributed/test_data_parallel.py takes steps with all of them."""
     config = mmm_clip.get_config(f"fc,loss={loss}")
     config.backbone, config.texts.labels = str(folder / "clip"), str(folder / "labels.txt")
     config.examples.update(embeddings=str(folder / "images.npz"), labels=str(folder / "images.csv"))
     config.train.update(steps=40, batch_size=8, log_every=10)
-    train(config, tmp_path)
+    with caplog.at_level("INFO", "mlclip_jax"):
+        train(config, tmp_path)
     # Of these only the focal loss trains what a sigmoid makes probabilities of.
-    assert (f"{loss}: probabilities need `mlclip calibrate`" in capsys.readouterr().err) == (loss != "focal")
+    assert (f"{loss}: probabilities need `mlclip calibrate`" in caplog.text) == (loss != "focal")
     losses = losses_of(tmp_path)
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]

@@ -59,7 +59,7 @@ def test_the_best_checkpoint_is_the_best_by_what_was_asked(world, tmp_path, best
     assert read_run(tmp_path).step == 200
 
 
-def test_a_run_without_a_better_evaluation_ends(world, tmp_path, capsys):
+def test_a_run_without_a_better_evaluation_ends(world, tmp_path):
     config = config_of(world, patience=3, steps=2_000)
     config.optimizer.learning_rate = 0.03
     ended = train(config, tmp_path / "whole")
@@ -70,13 +70,13 @@ def test_a_run_without_a_better_evaluation_ends(world, tmp_path, capsys):
     assert run.finished
     assert run.step == last
     # Started again, it does nothing more, and leaves what was fitted to its parameters.
-    capsys.readouterr()
+    said = []
     fitted = tmp_path / "whole" / calibration.FILE
     calibrate = ["calibrate", f"--workdir={tmp_path / 'whole'}", f"--embeddings={world / 'images.npz'}"]
     assert main(calibrate) == 0
-    again = train(config, tmp_path / "whole")
+    again = train(config, tmp_path / "whole", report=said.append)
     assert fitted.is_file()
-    assert f"trained {last} steps on 300 texts" in capsys.readouterr().out
+    assert f"trained {last} steps on 300 texts" in said[0]
     jax.tree.map(np.testing.assert_array_equal, again, ended)
     # Stopped before, it ends at the same step.
     with stopped_after(best + 10):

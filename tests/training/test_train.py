@@ -1,5 +1,6 @@
 """A run: it learns, it logs, it ends where it would have ended without being stopped."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ from tiny_clip import config_with, write_clip
 from mlclip_jax import InputError
 from mlclip_jax.adapters.tai import TaIAdapter
 from mlclip_jax.cli import main
-from mlclip_jax.comparison import SCORINGS, _difference, compare, print_comparison
+from mlclip_jax.comparison import SCORINGS, _difference, compare, describe_comparison
 from mlclip_jax.configs import tai
 from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.sharding import make_mesh, replicated
@@ -255,7 +256,7 @@ def test_evaluate_compares_methods_over_seeds(world, tmp_path, capsys):
     scores = np.asarray(scored.vectors[:, :6])
     for twin in compare({"itself": scores}, scored.labels, cosine=scores, num_samples=50)[1::2]:
         assert twin["over_cosine"] == [0, 0, 0]
-    print_comparison(described, compared)
+    print(describe_comparison(described, compared))
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 3 * 3
     assert len({line.count("|") for line in table}) == 1
@@ -270,6 +271,16 @@ def test_runs_on_different_texts_are_not_compared(world, tmp_path):
     runs = [read_run(tmp_path / name) for name in ("a", "b")]
     with pytest.raises(InputError, match="were trained on different class embeddings"):
         evaluate(runs, read_scored(world, runs))
+
+
+def test_a_damaged_run_is_named_with_the_image(world, tmp_path):
+    train(small_config(world, train__steps=1), tmp_path)
+    run = read_run(tmp_path)
+    damaged = dataclasses.replace(
+        run, parameters=jax.tree.map(lambda x: x * np.float32(np.nan), run.parameters)
+    )
+    with pytest.raises(InputError, match=r"gives scores that are NaN or infinite, first for 000\.jpg; its"):
+        evaluate([damaged], read_scored(world, [run]))
 
 
 def test_unfinished_and_repeated_runs_are_not_compared(world, tmp_path):
