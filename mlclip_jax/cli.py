@@ -140,10 +140,19 @@ def _run_command(name: str, arguments: Sequence[str], until_the_end: contextlib.
         print(f"mlclip {name}: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.filename is not None:  # of a file that we opened: not foreseen
+        if not _is_output_broken():  # of something else: not foreseen
             raise
         return _output_failed(f"mlclip {name}", error)
     return 0
+
+
+def _is_output_broken() -> bool:
+    """Whether standard output takes no more; what it did not take is tried again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _output_failed(who: str, error: OSError) -> int:

@@ -22,7 +22,8 @@ class Origin:
       sha256: of the files under that name; "" where even the name is not known, see `UNKNOWN`.
       image_size: (height, width) of the pixels that a backbone saw.
       resize, decode, dtype, position_embeddings: how it saw and computed, see `load_backbone`.
-      interpolation, antialias, clean: the same, where they were chosen.
+      interpolation: the same, where it was chosen; antialias, clean: "yes" where positions were smoothed, and
+        texts repaired.
       template: the sentence that names were put into.
       source: SHA-256 of the images or texts that were embedded.
       split: where labelled images came from, as the user names it.

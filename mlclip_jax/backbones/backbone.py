@@ -5,7 +5,7 @@ import operator
 import os
 import reprlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, overload
 
@@ -63,6 +63,7 @@ class Backbone:
       pair_width: of what BLIP makes of a pair; None of others.
       image_size: (height, width) of the pixels that its image tower sees.
       resize: "crop", "squash" or "squash and crop", how images come to that size.
+      interpolation: "bicubic" or "bilinear", where it was chosen; else "".
       decode: "full" or "reduced", the scale at which JPEG files are decoded.
       grid_size: (rows, columns) of an image's local features.
       context_length: the most tokens of a text, start and end included; None where there is no text tower.
@@ -82,7 +83,7 @@ class Backbone:
         *,
         dtype: str,
         origin: Origin,
-        chosen: Mapping[str, str] | None = None,
+        interpolation: str = "",
         shard_parameters: bool = False,
     ):
         self._mesh = make_mesh(jax.local_devices())
@@ -98,7 +99,10 @@ class Backbone:
         self.grid_size = tuple(side // layout.stride for side in self.image_size)
         self.context_length = layout.tokenizer.context_length if layout.tokenizer else None
         self.dtype, self.position_embeddings = dtype, layout.position_embeddings
-        self.origin, self._chosen = origin, chosen or {}
+        self.interpolation = interpolation
+        own_size = layout.image_size in (None, *self.image_size) and len(set(self.image_size)) == 1
+        self._antialias = "yes" if layout.antialias and not own_size else ""
+        self.origin = origin.replace(clean="yes" if layout.clean else "")
         places = replicated(self._mesh)
         if shard_parameters:
             places = jax.tree.map(functools.partial(split_widest, self._mesh), parameters)
@@ -114,7 +118,8 @@ class Backbone:
             decode=self.decode,
             dtype=self.dtype,
             position_embeddings=self.position_embeddings or "",
-            **self._chosen,
+            interpolation=self.interpolation,
+            antialias=self._antialias,
         )
 
     def __repr__(self) -> str:

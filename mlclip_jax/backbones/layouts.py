@@ -43,8 +43,8 @@ class Layout(NamedTuple):
       tokenizer: a `Tokenizer`, or None where there is no text tower.
       pair_width: of what is made of an image and a text together, where there is such a thing.
       position_embeddings: what was chosen of `clip_resnet.POSITIONS`, where that matters.
-      antialias, clean: how position embeddings are interpolated, and whether texts are repaired, by the
-        conventions of the layout or as it was asked for; None where that makes no difference.
+      antialias, clean: whether position embeddings are smoothed at other image sizes, and texts repaired: by
+        the conventions of the layout, or as it was asked for.
       optional: values of parameters that the weights may lack, by their paths.
       weights: the files of weights.
       settings: the other files that decide an embedding.
@@ -63,8 +63,8 @@ class Layout(NamedTuple):
     tokenizer: Tokenizer | None = None
     pair_width: int | None = None
     position_embeddings: str | None = None
-    antialias: bool | None = None
-    clean: bool | None = None
+    antialias: bool = False
+    clean: bool = False
     optional: Mapping[str, float] = {}
     weights: Sequence[Path] = ()
     settings: Sequence[Path] = ()

@@ -131,13 +131,8 @@ def load_backbone(
         parameters,
         layout._replace(image_processor=image_processor._replace(decode=decode)),
         dtype=dtype,
-        chosen={
-            "interpolation": interpolation or "",
-            "antialias": {None: "", True: "yes", False: "no"}[antialias],
-        },
-        origin=fingerprint(checkpoint.name, checkpoint.revision, [*layout.weights, *layout.settings]).replace(
-            clean={None: "", True: "yes", False: "no"}[clean]
-        ),
+        interpolation=interpolation or "",
+        origin=fingerprint(checkpoint.name, checkpoint.revision, [*layout.weights, *layout.settings]),
         shard_parameters=shard_parameters,
     )
     note(backbone, once=True)

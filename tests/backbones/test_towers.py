@@ -83,7 +83,7 @@ def test_conventions_may_be_chosen(tmp_path):
     for i in range(2):
         np.testing.assert_array_equal(usual[i], as_asked[i])
         assert np.abs(usual[i] - other[i]).max() > 1e-3
-    assert (other[2].antialias, other[2].clean, usual[2].antialias, usual[2].clean) == ("no", "no", "", "")
+    assert (other[2].antialias, other[2].clean, usual[2].antialias, usual[2].clean) == ("", "", "yes", "yes")
     bilinear = embeddings(interpolation="bilinear", resize="squash")
     assert np.abs(bilinear[0] - embeddings(resize="squash")[0]).max() > 1e-3
     assert bilinear[2].interpolation == "bilinear"

@@ -153,6 +153,7 @@ def test_every_label_occurs_about_equally():
     assert counts.max() < 1.3 * counts.mean()
 
 
+@pytest.mark.slow  # which depends on the machine, and on what else it does
 def test_a_core_makes_500_scenes_a_second():
     scenes = Scenes(0, 2_000, label_names=ALL)
     list(Scenes(1, 500, label_names=ALL))  # icons are drawn once
