@@ -27,6 +27,7 @@ def speak(*, quiet: bool = False) -> None:
     _said.clear()
     _log.setLevel(logging.WARNING if quiet else logging.INFO)
     _log.addHandler(_terminal)
+    _log.propagate = False  # others give the root logger a handler, which would say it again
 
 
 def silence() -> None:

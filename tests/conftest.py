@@ -64,6 +64,7 @@ def unasked():
     yield
     log = logging.getLogger("mlclip_jax")
     log.setLevel(logging.NOTSET)
+    log.propagate = True
     for handler in log.handlers[:]:
         log.removeHandler(handler)
 

@@ -48,6 +48,16 @@ def test_library_calls_say_nothing_but_warnings():
     assert (done.stdout, done.stderr) == (b"", b"warning: damaged\n")
 
 
+def test_a_command_says_everything_once():
+    code = (
+        "import logging; logging.basicConfig(level='INFO')\n"
+        "from mlclip_jax.progress import note, speak, warn\n"
+        "speak(); note('loaded', once=True); note('loaded', once=True); warn('damaged')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stderr == b"loaded\nwarning: damaged\n"
+
+
 def test_elsewhere_it_is_quiet():
     done = subprocess.run(
         [sys.executable, "-c", CODE.format(seconds=3, quiet=False)], capture_output=True, check=True
