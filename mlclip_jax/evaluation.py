@@ -55,9 +55,9 @@ def evaluate(
     methods = {}
     for run in runs:
         scores = np.asarray(run.score(images))
-        if not np.isfinite(scores).all():
-            row = int(np.argmin(np.isfinite(scores).all(axis=1)))
-            image = images.names[row] if images.names else f"row {row}"
+        bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        if bad.size:
+            image = images.names[bad[0]] if images.names else f"row {bad[0]}"
             raise InputError(
                 f"{run.workdir} gives scores that are NaN or infinite, first for {image}; "
                 "its embedding, or the run, is damaged"

@@ -100,8 +100,8 @@ class Backbone:
         self.context_length = layout.tokenizer.context_length if layout.tokenizer else None
         self.dtype, self.position_embeddings = dtype, layout.position_embeddings
         self.interpolation = interpolation
-        own_size = layout.image_size in (None, *self.image_size) and len(set(self.image_size)) == 1
-        self._antialias = "yes" if layout.antialias and not own_size else ""
+        smoothed = layout.antialias and self.image_size != (layout.image_size,) * 2
+        self._antialias = "yes" if smoothed else ""
         self.origin = origin.replace(clean="yes" if layout.clean else "")
         places = replicated(self._mesh)
         if shard_parameters:

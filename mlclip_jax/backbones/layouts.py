@@ -93,12 +93,10 @@ def read_layout(
     candidates: list[tuple[str, Callable[..., Layout], Path, dict[str, Any]]] = []
     model_type = str(config.get("model_type"))
     if model_type in TRANSFORMERS_READERS:
-        reader, given = TRANSFORMERS_READERS[model_type], {}
-        if model_type == "clip":
-            given = {"antialias": bool(antialias), "clean": bool(clean)}
-        elif model_type == "blip":
-            given = {"clean": bool(clean)}
-        candidates.append(("model", functools.partial(reader, **given), path, config))
+        read = functools.partial(
+            TRANSFORMERS_READERS[model_type], antialias=bool(antialias), clean=bool(clean)
+        )
+        candidates.append(("model", read, path, config))
     if open_clip_path.is_file():
         read = functools.partial(
             _open_clip,
@@ -165,7 +163,7 @@ def _end_token(path: Path, named: int, tokenizer: Tokenizer) -> int:
     return own
 
 
-def _blip(path: Path, content: dict[str, Any], *, clean: bool) -> Layout:
+def _blip(path: Path, content: dict[str, Any], *, clean: bool, **_: bool) -> Layout:
     from transformers import BlipConfig
 
     wanted, held = "BlipForImageTextRetrieval", content.get("architectures") or []
@@ -190,7 +188,7 @@ def _blip(path: Path, content: dict[str, Any], *, clean: bool) -> Layout:
     )
 
 
-def _resnet(path: Path, content: dict[str, Any]) -> Layout:
+def _resnet(path: Path, content: dict[str, Any], **_: bool) -> Layout:
     from transformers import ResNetConfig
 
     config = _transformers_config(ResNetConfig, path, content, "ResNet")

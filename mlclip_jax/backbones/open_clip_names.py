@@ -3,6 +3,8 @@
 As in open_clip's `pretrained.py`, of the models with towers that can be loaded here.
 """
 
+from mlclip_jax.errors import InputError
+
 # Model: its pretrained weights, and the repository of each.
 _PRETRAINED = {
     "RN50": {tag: f"timm/resnet50_clip.{tag}" for tag in ("openai", "yfcc15m", "cc12m")},
@@ -62,17 +64,20 @@ _PRETRAINED = {
         "metaclip_fullcc": "timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b",
     },
 }
-# "ViT-B-32/openai" and "ViT-B-32-quickgelu/openai" to the repository; the activation is that of the weights.
-OPEN_CLIP_REPOSITORIES = {
-    f"{model}{suffix}/{tag}": repository
-    for model, pretrained in _PRETRAINED.items()
-    for tag, repository in pretrained.items()
-    for suffix in ("", "-quickgelu")
-}
-OPEN_CLIP_MODELS = frozenset(f"{model}{suffix}" for model in _PRETRAINED for suffix in ("", "-quickgelu"))
 
 
-def nearest_pretrained(name: str) -> str:
-    """What is wrong with a name of one of these models, and which weights it has."""
+def repository_of(name: str) -> str:
+    """The repository of "ViT-B-32/openai" or "ViT-B-32-quickgelu/openai"; any other name as it is.
+
+    The activation is that of the weights, whichever of the two names them.
+
+    Raises:
+      InputError: there is such a model, and no such weights of it.
+    """
     model, _, tag = name.partition("/")
-    return f"has no weights {tag!r}; it has {', '.join(_PRETRAINED[model.removesuffix('-quickgelu')])}"
+    pretrained = _PRETRAINED.get(model.removesuffix("-quickgelu"))
+    if not tag or pretrained is None:
+        return name
+    if tag not in pretrained:
+        raise InputError(f"open_clip's {name} has no weights {tag!r}; it has {', '.join(pretrained)}")
+    return pretrained[tag]

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from mlclip_jax.backbones.open_clip_names import OPEN_CLIP_MODELS, OPEN_CLIP_REPOSITORIES, nearest_pretrained
+from mlclip_jax.backbones.open_clip_names import repository_of
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import read_json
 
@@ -119,10 +119,7 @@ def find_checkpoint(name_or_folder: str | os.PathLike, revision: str | None = No
         raise InputError(f"{name} is {what}; give the folder that holds safetensors weights and their config")
     if path.is_absolute() or name.startswith((".", "~")):
         raise InputError(f"no such folder of a backbone: {name}")
-    if name in OPEN_CLIP_REPOSITORIES:
-        name = OPEN_CLIP_REPOSITORIES[name]
-    elif "/" in name and name.split("/")[0] in OPEN_CLIP_MODELS:
-        raise InputError(f"open_clip's {name} {nearest_pretrained(name)}")
+    name = repository_of(name)
     snapshot = _download(name, revision, ["*.json", "merges.txt"])
     return Checkpoint(name, snapshot, snapshot.name)
 

@@ -168,15 +168,12 @@ def check_columns(label_names: Sequence[str]) -> None:
 
 def _can_be_joined(label_names):
     """Whether names with bars between them are read back as they are."""
-    together = [*label_names, "|".join(label_names)]
-    for cells in ([name] for name in together):
-        try:
-            read = labels_of_cells("", cells).names
-        except InputError:
-            return False
-        if set(read) != set(cells if cells[0] in label_names else label_names):
-            return False
-    return True
+    try:
+        alone = all(labels_of_cells("", [name]).names == [name] for name in label_names)
+        together = labels_of_cells("", ["|".join(label_names)]).names
+    except InputError:
+        return False
+    return alone and set(together) == set(label_names)
 
 
 def _check_outputs(values):

@@ -1,5 +1,6 @@
 """Images with labels as the benchmarks lay them out: PASCAL VOC, COCO and NUS-WIDE."""
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -65,21 +66,22 @@ def read_voc(
     folder = Path(folder)
     if str(difficult) not in map(str, DIFFICULT):
         raise InputError(f"difficult={difficult!r} is neither 0 absent, -1 unknown nor 1 present")
+    difficult = int(difficult)
     listed = _file_of_split(folder, "ImageSets/Main/{}.txt", split, "give the folder of a year, VOC2007")
     # A list of one class has a number behind each id; but ids may hold blanks, and end like that.
     lines = read_lines(listed)
     annotated = {path.stem for path in (folder / "Annotations").glob("*.xml")}
     ids = [line if line in annotated else re.sub(r"\s+-?[01]$", "", line) for line in lines]
+    read = functools.cache(lambda name: list(_voc_objects(folder / "Annotations" / f"{name}.xml")))
     label_of = VOC_NAMES
     if labels == "found":
-        found = sorted({kind for path in folder.glob("Annotations/*.xml") for kind, _ in _voc_objects(path)})
-        label_of = {kind: label_name(kind) for kind in found}
+        label_of = {kind: label_name(kind) for name in sorted(annotated) for kind, _ in read(name)}
     label_names = VOC_LABELS if labels == "voc" else sorted(set(label_of.values()))
     column = {label: k for k, label in enumerate(label_names)}
     values = np.zeros((len(ids), len(label_names)), np.int8)
     only_difficult = unknown = 0
     for row, name in zip(values, ids):
-        objects = list(_voc_objects(folder / "Annotations" / f"{name}.xml"))
+        objects = read(name)
         clear = {label_of[kind] for kind, is_difficult in objects if kind in label_of and not is_difficult}
         others = {label_of[kind] for kind, _ in objects if kind in label_of} - clear
         row[[column[label] for label in clear]] = 1
@@ -89,7 +91,7 @@ def read_voc(
     remarks = []
     if only_difficult:
         which = counted(only_difficult, "label, of which", "labels, of which")
-        remarks.append(f"{which} all objects are difficult, became {DIFFICULT[int(difficult)]}")
+        remarks.append(f"{which} all objects are difficult, became {DIFFICULT[difficult]}")
     if unknown:
         left_out = counted(unknown, "object was", "objects were")
         remarks.append(f"{left_out} left out, of none of the 20 kinds; labels=found takes them all")
@@ -195,7 +197,7 @@ def read_coco(
     remarks = [f"{counted(len(files), 'image')}, {bare}"]
     if len(files) < len(row):
         repeated = counted(len(row) - len(files), "entry repeats", "entries repeat")
-        remarks.append(f"{repeated} the file of another; what is said of either is known of the image")
+        remarks.append(f"{repeated} the file of another; the annotations of one file are merged")
     if unannotated == "drop":
         files, labels = [files[i] for i in annotated], labels[annotated]
         texts = texts and [texts[i] for i in annotated]

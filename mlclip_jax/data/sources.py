@@ -186,10 +186,8 @@ def list_images(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
                 (images if path.suffix.lower() in image_suffixes() else others).append(path)
             images += [Path(place, own) for own in folders if Path(own).suffix.lower() in image_suffixes()]
     if not images:
-        others = len(image_suffixes()) - 2
-        raise InputError(
-            f"no image in {printable(folder)}: looked for .jpg, .png and {others} other suffixes"
-        )
+        more = len(image_suffixes()) - 2
+        raise InputError(f"no image in {printable(folder)}: looked for .jpg, .png and {more} other suffixes")
     return sorted(images), sorted(others)
 
 

@@ -33,8 +33,6 @@ def structure_of(where: object, row: int, cell: Any, known: Collection[str]) -> 
     Raises:
       InputError: it begins as a list does, and is none.
     """
-    if isinstance(cell, tuple | set | frozenset):
-        return list(cell)
     if not isinstance(cell, str) or label_name(cell) in known:
         return cell
     text = cell.strip()
@@ -91,7 +89,10 @@ def number_of(cell: Any) -> float | None:
     if cell is None:
         return math.nan
     if isinstance(cell, bool | int | float):
-        return float(cell) if abs(cell) < 2**53 else math.inf if cell == cell else math.nan
+        try:
+            return float(cell)
+        except OverflowError:
+            return math.inf
     if not isinstance(cell, str):
         return None
     text = cell.strip().lower()

@@ -305,7 +305,7 @@ def _is_label(key, numbers, known):
     if label_name(key) in known:
         return True
     there = [number for number in numbers if number is None or not math.isnan(number)]
-    if not there or is_index(key, numbers):
+    if not there or _is_index(key, numbers):
         return False
     values = sum(map(_is_value, there))
     if known:
@@ -313,14 +313,13 @@ def _is_label(key, numbers, known):
     return 2 * values >= len(there) or all(number is not None and -1 <= number <= 1 for number in there)
 
 
-def is_index(key: object, cells: Iterable[Any]) -> bool:
+def _is_index(key, numbers):
     """Whether a column numbers the rows: one without a name, as pandas writes its index, or called so."""
     name = str(key).strip().lower()
     if not name or re.fullmatch(r"unnamed: \d+", name):
         return True
-    numbers = [cell if isinstance(cell, float) else number_of(cell) for cell in cells]
-    counted_up = len(set(numbers)) == len(numbers) and all(number is not None for number in numbers)
-    return counted_up and name in ("index", "id", "idx", "row", "no", "level_0")
+    counts = None not in numbers and len(set(numbers)) == len(numbers)
+    return counts and name in ("index", "id", "idx", "row", "no", "level_0")
 
 
 def _check_absent(where, absent, numbers):

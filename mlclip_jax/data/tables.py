@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,13 +87,24 @@ def read_table(
       InputError: the table cannot be read, or is no such table.
     """
     given = {"image": image_column, "label": label_column, "caption": caption_column}
-    return _read_table(path, images, split, suffix, separator, names, absent, ignore, given)[0]
+    source, _ = _read_table(
+        path,
+        images=images,
+        split=split,
+        suffix=suffix,
+        separator=separator,
+        names=names,
+        absent=absent,
+        ignore=ignore,
+        given=given,
+    )
+    return source
 
 
 def open_table(table: str | os.PathLike) -> Source:
     """`read_table`, of what `read_labels` is given."""
     path, options = _options_of(table)
-    options.pop("unlisted", None)
+    del options["unlisted"]
     return read_table(path, **options)
 
 
@@ -117,10 +128,10 @@ def read_labels(
         labels, has two different rows for an example, or holds a label that is not in `label_names`.
     """
     path, options = _options_of(table)
-    unlisted = options.pop("unlisted", UNLISTED[0])
+    unlisted = options.pop("unlisted")
     if unlisted not in UNLISTED:
         raise InputError(f"unlisted={unlisted!r} is neither {' nor '.join(UNLISTED)}")
-    given = {what: options.pop(f"{what}_column", None) for what in ("image", "label", "caption")}
+    given = {what: options.pop(f"{what}_column") for what in ("image", "label", "caption")}
     known = [label_name(name) for name in label_names]
     source, complete = _read_table(path, given=given, known=known, **options)
     if complete is None:
@@ -172,33 +183,23 @@ def labels_in_order(
 
 
 def _options_of(table):
-    """The path of a table, and the options behind it."""
+    """The path of a table, and its options: those behind it, and the defaults of all others."""
+    parameters = inspect.signature(read_table).parameters.items()
+    known = {name: own.default for name, own in parameters if name != "path"} | {"unlisted": UNLISTED[0]}
     if not str(table).startswith("table:"):
-        return table, {}
+        return table, known
     path, given = split_options(str(table).removeprefix("table:"))
-    known = {
-        name: own.default for name, own in inspect.signature(read_table).parameters.items() if name != "path"
-    }
-    return path, read_options("table:", given, known | {"unlisted": UNLISTED[0]})
+    return path, known | read_options("table:", given, known)
 
 
 def _read_table(
-    path: str | os.PathLike,
-    images: str | os.PathLike | None = None,
-    split: str | None = None,
-    suffix: str = "",
-    separator: str | None = None,
-    names: str | os.PathLike | None = None,
-    absent: str | int = 0,
-    ignore: str | None = None,
-    given: dict[str, str | None] | None = None,
-    known: Collection[str] = (),
+    path, *, images, split, suffix, separator, names, absent, ignore, given, known=()
 ) -> tuple[Source, bool | None]:
     """`read_table`, with names that labels have; and `Labels.complete`, or None where it has no labels."""
     if str(absent) not in ("0", "-1"):
         raise InputError(f"absent={absent!r} is not what tables have for absent labels: give 0 or -1")
     rows, remarks = read_rows(path)
-    columns = _find_columns(path, rows, given or {})
+    columns = _find_columns(path, rows, given)
     left_out = set((ignore or "").split("|")) - {""}
     if left_out - rows[0].keys():
         raise InputError(f"{path} has no column {min(left_out - rows[0].keys())!r} to ignore")
@@ -281,10 +282,12 @@ def _find_columns(path, rows, given):
         raise InputError(
             f"{path} needs a column of files, one of {wanted}; it has {there}: name one by image_column="
         )
-    others = [key for key in rows[0] if key != columns["image"]]
-    numbers = [key for key in others if {str(row[key]) for row in rows} <= {"0", "1", "-1"}]
-    if not given.get("caption") and columns.get("caption") in numbers and len(numbers) > 1:
-        del columns["caption"]  # a label that is called text, among others
+    caption = columns.get("caption")
+    if caption and not given.get("caption"):
+        others = [key for key in rows[0] if key != columns["image"]]
+        numbers = [key for key in others if {str(row[key]) for row in rows} <= {"0", "1", "-1"}]
+        if caption in numbers and len(numbers) > 1:
+            del columns["caption"]  # a label that is called text, among others
     return columns
 
 
