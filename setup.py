@@ -30,6 +30,7 @@ DEPENDENCIES = [
     "iterative-stratification>=0.1.9,<0.2",  # splits that keep the shares of several labels
     "inflect>=7.4,<8",  # English articles, lists and plurals in generated texts
     "typeguard>=4.2,<5",  # which checks inflect's arguments, and is left out there
+    "openai>=2,<4",  # language models at any server that speaks as OpenAI's does
     "ftfy>=6.3,<7",  # repairs texts as openai/CLIP and open_clip do
     "tqdm>=4.66,<5",  # progress bars
     "pyyaml>=6,<7",  # manifests for Kubernetes
@@ -38,6 +39,7 @@ DEPENDENCIES = [
 EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.2,<0.13"],  # NVIDIA GPUs
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],  # Google TPUs
+    "language_model": ["torch>=2.13,<3"],  # language models in this process, by transformers
     "test": [
         "pytest>=8.3,<10",
         "pytest-xdist>=3.6,<4",  # the tests on several cores at once
@@ -65,7 +67,11 @@ setup(
     # The recipes live beside the package and ship inside it, so that `--config=tai` works from anywhere.
     packages=[*find_packages(include=["mlclip_jax", "mlclip_jax.*"]), "mlclip_jax.configs"],
     package_dir={"mlclip_jax.configs": "configs"},
-    package_data={"mlclip_jax": ["py.typed"], "mlclip_jax.backbones": ["scenes_clip/*"]},
+    package_data={
+        "mlclip_jax": ["py.typed"],
+        "mlclip_jax.backbones": ["scenes_clip/*"],
+        "mlclip_jax.texts": ["data/*"],
+    },
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["mlclip = mlclip_jax.cli:run"]},

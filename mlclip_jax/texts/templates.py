@@ -1,9 +1,11 @@
 """Training texts from templates: labels in, English sentences out.
 
-Source of the idea: TaI-Adapter, section 4.3.1, prompt-based text generation ("there are {} in the photo.").
+Source of the idea: TaI-Adapter, section 4.3.1, prompt-based text generation ("there are {} in the photo.",
+the one template that it states).
 """
 
 import functools
+import importlib.resources
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -48,6 +50,16 @@ SINGULAR_NOUNS = frozenset("autobus bus chess fish gas glass lens omnibus sheep 
 CLASS_TEMPLATE = "a photo of {labels}."  # the prompt of plain zero-shot classification
 
 
+@functools.cache
+def imagenet_templates() -> tuple[str, ...]:
+    """The 80 templates by which CLIP classifies ImageNet, "a bad photo of a {}." and so on, in order."""
+    file = importlib.resources.files("mlclip_jax.texts") / "data/imagenet_templates.txt"
+    return tuple(file.read_text(encoding="utf-8").splitlines())
+
+
+TEMPLATE_SETS = {"templates": lambda: TEMPLATES, "imagenet": imagenet_templates}
+
+
 def write_texts(
     label_sets: Int8[np.ndarray, "N K"],
     label_names: Sequence[str],
@@ -78,15 +90,21 @@ def fill(template: str, labels: Sequence[str]) -> str:
     """Writes labels into a template.
 
     Args:
-      template: a sentence with `{labels}`, and `{is}` where a verb agrees with them.
+      template: a sentence with `{labels}`, and `{is}` where a verb agrees with them; or with `{}`, as other
+        programs write it, which takes the names without articles: "a photo of a {}."
       labels: one name or more, in singular or plural; underscores are read as spaces.
 
     Returns:
-      The sentence, with articles, commas and an "and" as in English.
+      The sentence, with commas and an "and" as in English, and for `{labels}` with articles.
     """
-    enumeration = _inflect().join([noun_phrase(label) for label in labels], final_sep="")
+    names = _enumerate([_spaced(label) for label in labels])
+    phrases = _enumerate([noun_phrase(label) for label in labels])
     verb = "are" if len(labels) > 1 or _is_plural(labels[0]) else "is"
-    return template.format_map({"labels": enumeration, "is": verb})
+    return template.format(names, **{"labels": phrases, "is": verb})
+
+
+def _enumerate(names):
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def check_template(template: str) -> None:
@@ -99,13 +117,13 @@ def check_template(template: str) -> None:
         filled = fill(template, ["dog"])
     except (ValueError, KeyError, IndexError, AttributeError) as error:
         raise InputError(
-            f"the template {template!r} cannot be filled ({error!r}); braces may hold labels and is alone"
+            f"the template {template!r} cannot be filled ({error!r}); braces may hold labels, is, or nothing"
         ) from error
     if re.search(r"\b(a|an|the) a dog", filled, re.IGNORECASE):
         raise InputError(
             f"the template {template!r} repeats an article: {{labels}} brings its own, {filled!r}"
         )
-    if "a dog" not in filled:
+    if "dog" not in filled:
         raise InputError(f"the template {template!r} has no place for the name: write {{labels}} in it")
 
 
@@ -113,13 +131,13 @@ def check_template(template: str) -> None:
 def noun_phrase(name: str) -> str:
     """A label's name with its article, if it takes one: "an umbrella", "scissors", "broccoli"."""
     spaced = _spaced(name)
-    return spaced if _is_plural(name) or _head(name) in MASS_NOUNS else _inflect().a(spaced)
+    return spaced if _is_plural(name) or _head(name) in MASS_NOUNS else inflect_engine().a(spaced)
 
 
 @functools.cache
 def _is_plural(name):
     head = _head(name)
-    return head != "" and head not in SINGULAR_NOUNS and bool(_inflect().singular_noun(head))
+    return head != "" and head not in SINGULAR_NOUNS and bool(inflect_engine().singular_noun(head))
 
 
 def _head(name):
@@ -133,7 +151,8 @@ def _spaced(name):
 
 
 @functools.cache
-def _inflect():
+def inflect_engine() -> Any:
+    """English plurals, articles and lists: `inflect`'s engine."""
     import typeguard  # both only where texts are written, as they are slow to import
 
     # When inflect is imported, typeguard rewrites all of it to check the types of arguments: two seconds of

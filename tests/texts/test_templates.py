@@ -5,7 +5,17 @@ import pytest
 import typeguard
 
 from mlclip_jax import InputError
-from mlclip_jax.texts.templates import TEMPLATES, _inflect, check_template, fill, noun_phrase, write_texts
+from mlclip_jax.texts.label_sets import sample_label_sets
+from mlclip_jax.texts.templates import (
+    TEMPLATE_SETS,
+    TEMPLATES,
+    check_template,
+    fill,
+    imagenet_templates,
+    inflect_engine,
+    noun_phrase,
+    write_texts,
+)
 
 NAMES = ["dog", "umbrella", "scissors", "broccoli", "traffic_light", "bus"]
 
@@ -71,6 +81,39 @@ def test_every_template_reads_for_one_label_and_for_several():
             assert ("a dog" if len(labels) == 1 else "a dog, an owl and a cat") in text
 
 
+def test_other_programs_templates_take_names_as_they_are():
+    """One name as `str.format` writes it, which published class embeddings were made with."""
+    assert fill("a photo of a {}.", ["aeroplane"]) == "a photo of a aeroplane."
+    assert fill("a photo of a {}.", ["traffic_light"]) == "a photo of a traffic light."
+    assert (
+        fill("there are {} in the photo.", ["dog", "cat", "owl"])
+        == "there are dog, cat and owl in the photo."
+    )
+    check_template("a photo of a {}.")
+
+
+def test_clips_own_templates_are_all_there():
+    templates = imagenet_templates()
+    assert len(set(templates)) == 80
+    assert templates[0] == "a bad photo of a {}."
+    assert templates[-1] == "a tattoo of the {}."
+    for template in templates:
+        check_template(template)
+
+
+@pytest.mark.parametrize("template", ["a photo", "{dog}", "{labels", "a photo of {0.x}", "{1}"])
+def test_templates_that_nothing_fills_are_refused(template):
+    with pytest.raises(InputError, match=r"cannot be filled|has no place for the name"):
+        check_template(template)
+
+
+@pytest.mark.parametrize("source", TEMPLATE_SETS)
+def test_texts_differ_in_labels_and_words(source):
+    label_sets = sample_label_sets(0, 2_000, 80, 5)
+    texts = write_texts(label_sets, [f"thing {i}" for i in range(80)], 0, TEMPLATE_SETS[source]())
+    assert len(set(texts)) > 1_800
+
+
 def test_texts_name_their_labels_and_no_others():
     generator = np.random.default_rng(0)
     label_sets = (generator.random((300, len(NAMES))) < 0.4).astype(np.int8)
@@ -91,6 +134,6 @@ def test_templates_and_orders_vary():
 
 def test_inflect_does_without_typeguard_which_stays_for_others():
     checked = typeguard.typechecked
-    engine = _inflect()
+    engine = inflect_engine()
     assert typeguard.typechecked is checked
     assert "typeguard" not in engine.a.__code__.co_names
