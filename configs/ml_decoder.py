@@ -24,7 +24,7 @@ VARIANTS = ("frozen", "learnt", "text")
 def get_config(variant=""):
     """The recipe; `variant` is one of `VARIANTS`, perhaps with `,loss=NAME`."""
     config, variant, options = recipes.base("ml_decoder", variant, VARIANTS, loss="asymmetric")
-    config.examples = recipes.labelled_images()  # to train on
+    config.examples = recipes.training_images()  # to train on
     config.method = recipes.method("ml_decoder", queries=variant)
     if options["loss"] == "asymmetric":
         config.loss.gamma_positive = 0.0

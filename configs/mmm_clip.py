@@ -27,7 +27,7 @@ def get_config(variant=""):
     """The recipe; `variant` is one of `VARIANTS`, perhaps with `,loss=NAME`."""
     default_loss = "mean_squared_error" if variant.startswith("fc_published") else "binary_cross_entropy"
     config, variant, _ = recipes.base("mmm_clip", variant, VARIANTS, loss=default_loss)
-    config.examples = recipes.labelled_images()  # to train on
+    config.examples = recipes.training_images()  # to train on
     config.method = {
         "fc": recipes.method("fc"),
         "fc_published": recipes.method("fc", text="first"),

@@ -28,7 +28,7 @@ class Origin:
       source: SHA-256 of the images or texts that were embedded.
       split: where labelled images came from, as the user names it.
       labels: SHA-256 of the names of the labels.
-      examples: SHA-256 of the images that a run learns from, see `digest`.
+      examples: SHA-256 of the texts and images that a run learns from, see `digest`.
       init: SHA-256 of the parameters that a run begins with, where they are another run's.
       backbone: of a file of embeddings, the `Origin` of what made them; of a backbone itself, None.
     """

@@ -15,5 +15,5 @@ BELOW_1 = (lambda rate: 0 <= rate < 1, "in [0, 1)")
 
 
 def one_of(values: Iterable[str]) -> Range:
-    """A range of words."""
-    return (lambda value: value in values, f"one of {', '.join(values)}")
+    """A range of words, of which "" is none."""
+    return (lambda value: value in values, f"one of {', '.join(word or 'empty' for word in values)}")

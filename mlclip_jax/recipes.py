@@ -17,7 +17,7 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
 from mlclip_jax.options import nearest, read_options, split_options
 
-Option = str | int | float  # of a recipe
+Option = str | bool | int | float  # of a recipe
 ENDLESS = ("constant", "step")  # schedules that do not depend on the number of steps
 
 
@@ -76,11 +76,11 @@ def base(
     Raises:
       InputError: there is no such variant or option, or no such loss.
     """
-    options = {"loss": "binary_cross_entropy"} | options
-    variant, options = read_variant(recipe, given, variants, options)
+    defaults = {"loss": "binary_cross_entropy"} | options
+    variant, options = read_variant(recipe, given, variants, defaults)
     config = ConfigDict()
-    written = [variant, *(f"{key}={value}" for key, value in options.items())]
-    config.recipe = f"{recipe}:{','.join(written)}"
+    given_options = (f"{key}={value}" for key, value in options.items() if value != defaults[key])
+    config.recipe = f"{recipe}:{','.join([variant, *given_options])}"
     config.seed = 0
     config.init = placeholder(str)  # folder of a run, whose parameters this one begins with
     config.max_skipped = 0.01  # fraction of the images that may be unreadable
@@ -103,9 +103,13 @@ def base(
     config.evaluation = labelled_images()  # to score; left empty, the run only trains
 
     config.perturbation = ConfigDict()
-    config.perturbation.radius = 0.0  # in units of the un-normalised embedding
+    config.perturbation.radius = 0.0  # of texts, in units of the un-normalised embedding
     config.perturbation.sampling = "surface"
-    config.perturbation.rows = "all"  # of a batch, that are moved; or "texts", "images"
+    config.perturbation.image_radius = 0.0  # of images
+    config.perturbation.image_sampling = "interior"
+    # Whether texts first move to where images of their labels are expected, by those of `examples`: "" (not),
+    # "mean" (as published) or "regression".
+    config.perturbation.shift = ""
 
     config.loss = loss(str(options["loss"]))
 
@@ -119,6 +123,14 @@ def labelled_images() -> ConfigDict:
     images.embeddings = placeholder(str)  # a file or a folder, a row per image
     images.images = placeholder(str)  # or a folder of images, or "voc:FOLDER,split=test"
     images.labels = placeholder(str)  # a table, where these have no labels
+    return images
+
+
+def training_images() -> ConfigDict:
+    """Where images with labels are to train on, and how little of them is known."""
+    images = labelled_images()
+    images.shots = 0  # images that are left for each label, few-shot; 0: all
+    images.known = 1.0  # fraction of their labels that is known; the published benchmarks' choice of them
     return images
 
 
@@ -200,6 +212,17 @@ def read_variant(
             f"{', '.join(variants)}"
         )
     return variant, {**options, **read_options(f"recipe {recipe}", rest, options)}
+
+
+def check_choice(recipe: str, option: str, value: object, choices: Sequence[str]) -> None:
+    """Refuses an option's value that is none of its choices.
+
+    Raises:
+      InputError: it is none of them.
+    """
+    if value not in choices:
+        near = nearest(value, choices)
+        raise InputError(f"recipe {recipe} has no {option}={value}{near}; it has {', '.join(choices)}")
 
 
 def schema(config: ConfigDict) -> ConfigDict:

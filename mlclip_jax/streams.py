@@ -14,3 +14,5 @@ class Stream(enum.IntEnum):
     ORDER = 3  # of the examples in an epoch
     AUGMENTATION = 4  # of an image
     SECOND_ORDER = 5  # of the images in an epoch, where texts are trained on beside them
+    SHOTS = 6  # which images are left to train on
+    SOURCES = 7  # which texts of a file

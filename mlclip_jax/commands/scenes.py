@@ -2,11 +2,10 @@
 
 from absl import flags
 
-from mlclip_jax.data.scenes import DEFAULT, LABELS, OTHER_LABELS, Difficulty, Scenes, write_scenes
+from mlclip_jax.data.scenes import DEFAULT, Difficulty, Scenes, write_scenes
+from mlclip_jax.data.scenes_source import LABEL_SETS
 
 USES_JAX = False
-# What `--labels` means.
-LABEL_SETS = {"first": LABELS, "other": OTHER_LABELS, "all": LABELS + OTHER_LABELS}
 
 
 def main(values: flags.FlagValues) -> None:

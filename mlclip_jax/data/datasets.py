@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlclip_jax.data.benchmarks import read_coco, read_nus_wide, read_voc
 from mlclip_jax.data.images import printable
+from mlclip_jax.data.scenes_source import read_scenes
 from mlclip_jax.data.sources import Source, read_folder
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.data.tfds import read_tfds
@@ -18,6 +19,7 @@ FORMATS = {
     "coco": read_coco,
     "nus_wide": read_nus_wide,
     "tfds": read_tfds,
+    "scenes": read_scenes,
 }
 SPLIT_OPTIONS = ("ratio", "part", "seed", "stratified")
 

@@ -9,7 +9,7 @@ from mlclip_jax.data.pipeline import batch_indices
 from mlclip_jax.embeddings.rows import Rows, Stacked
 from mlclip_jax.embeddings.store import Embeddings
 from mlclip_jax.errors import InputError
-from mlclip_jax.provenance import digest
+from mlclip_jax.provenance import digest, hash_names
 from mlclip_jax.streams import Stream
 
 Column = Shaped[np.ndarray | Rows | Stacked, "N ..."]
@@ -25,13 +25,15 @@ class Examples:
       texts: or None.
       images: or None.
       reads: names of the features that the method reads.
-      text_share: of the rows of each batch, where there are both.
+      text_share: of the rows of each batch, where there are both; -1: as their numbers are.
+      seen_images: those that the run learns from, be it that texts are shifted towards them; or None.
     """
 
     texts: Embeddings | None
     images: Embeddings | None
     reads: tuple[str, ...]
     text_share: float
+    seen_images: Embeddings | None = None
 
     def __post_init__(self) -> None:
         if self.texts is not None:
@@ -55,6 +57,16 @@ class Examples:
         return 0 if self.images is None else len(self.images)
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of what is learnt from, beside what a config says: texts of files, and images."""
+        parts = []
+        if self.texts is not None and self.texts.names is not None:
+            parts += [np.frombuffer(hash_names(self.texts.names).encode(), np.uint8), self.texts.labels]
+        if self.seen_images is not None:
+            parts += _arrays_of(self.seen_images)
+        return digest(parts) if parts else ""
+
+    @property
     def data(self) -> dict[str, Column]:
         """All rows: features by name, `labels`, and `is_text`, bool (N,)."""
         parts = []
@@ -75,6 +87,9 @@ class Examples:
         """
         if not (self._num_texts and self._num_images):
             return batch_size if self._num_texts else 0
+        if self.text_share == -1:
+            exact = batch_size * self._num_texts / len(self)
+            return min(max(round(exact), 1), batch_size - 1)
         number = round(self.text_share * batch_size)
         if not 0 < number < batch_size:
             raise InputError(
@@ -118,5 +133,8 @@ def _columns(features, part, is_text):
 
 def digest_of(images: Embeddings) -> str:
     """SHA-256 of what a run learns from images with labels: their features and labels."""
-    arrays = [*images.features.values(), images.labels]
-    return digest(array for array in arrays if array is not None)
+    return digest(_arrays_of(images))
+
+
+def _arrays_of(images):
+    return [array for array in (*images.features.values(), images.labels) if array is not None]

@@ -13,27 +13,39 @@ from ml_collections import ConfigDict
 from mlclip_jax import methods
 from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.data.datasets import open_images
+from mlclip_jax.data.limited_labels import choose_shots, hide_labels
 from mlclip_jax.data.tables import open_table
 from mlclip_jax.distributed.processes import all_or_none, is_first
 from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import Embeddings, embedding_files, read_embeddings, write_embeddings
 from mlclip_jax.errors import InputError
+from mlclip_jax.perturbation import shift_texts
+from mlclip_jax.progress import note
 from mlclip_jax.provenance import fingerprint, hash_names
-from mlclip_jax.runs import EMBEDDED, load_backbone_of, random_buffers, read_run
-from mlclip_jax.texts.label_sets import check_label_names, read_names, sample_label_sets
+from mlclip_jax.runs import random_buffers, read_run
+from mlclip_jax.texts.label_sets import check_label_names, read_names
 from mlclip_jax.texts.mixtures import mix_class_embeddings
-from mlclip_jax.texts.templates import CLASS_TEMPLATE, write_texts
+from mlclip_jax.texts.sources import check_coverage, label_sets, training_texts
+from mlclip_jax.texts.templates import CLASS_TEMPLATE
 from mlclip_jax.training.examples import Examples
+from mlclip_jax.wording import counted
 
 
-def read_data(config: ConfigDict, workdir: Path) -> tuple[Embeddings, Examples, Embeddings | None]:
+def read_data(
+    config: ConfigDict, folder: Path, load_backbone: Callable[[], Backbone]
+) -> tuple[Embeddings, Examples, Embeddings | None]:
     """What a recipe names: class embeddings, examples, and images to score or None.
+
+    Args:
+      config: of the recipe.
+      folder: where embeddings are kept that are made on the way; several runs may share it.
+      load_backbone: called where there is something to embed.
 
     Raises:
       InputError: something of it is missing, or cannot be used.
     """
-    backbone = functools.cache(lambda: load_backbone_of(config))
+    backbone = functools.cache(load_backbone)
     class_embeddings = read_class_embeddings(config, backbone)
     method = methods.find(config.method)
 
@@ -42,7 +54,7 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[Embeddings, Examples, 
             source,
             class_embeddings,
             backbone,
-            workdir / EMBEDDED,
+            folder,
             reads=method.reads,
             max_skipped=config.max_skipped,
             **how,
@@ -53,23 +65,69 @@ def read_data(config: ConfigDict, workdir: Path) -> tuple[Embeddings, Examples, 
         scored = read(config.evaluation, flag="--config.evaluation.")
     # A recipe without texts trains on images alone.
     share = config.texts.get("share", 1.0 if "number" in config.texts else 0.0)
-    given = any(config.get("examples", {}).values())
-    if given and share == 1:
+    shift = config.perturbation.shift
+    given = any(config.get("examples", {}).get(name) for name in ("embeddings", "images"))
+    if given and share == 1 and not shift:
         raise InputError("--config.texts.share=1 leaves no room for the images of config.examples; lower it")
     texts = images = None
-    if share < 1:
+    if share != 1 or shift:
         images = read(config.examples, flag="--config.examples.", purpose="train on")
-    if share > 0:
-        texts = read_training_texts(config, class_embeddings, backbone, workdir)
-    examples = Examples(texts, images, method.reads, share)
+        images = with_limited_labels(images, config.examples, config.seed)
+    if share != 0:
+        texts = read_training_texts(config, class_embeddings, backbone, folder)
+        if shift and images is not None:
+            texts = shifted(texts, images, shift)
+    examples = Examples(texts, images if share != 1 else None, method.reads, share, seen_images=images)
     examples.num_texts(config.train.batch_size)
-    moved = {"all": examples, "texts": texts, "images": images}[config.perturbation.rows]
-    if config.perturbation.radius and moved is None:
-        raise InputError(
-            f"--config.perturbation.rows={config.perturbation.rows} moves nothing, as the run trains on "
-            f"{examples}; set it to all, or the radius to 0"
-        )
+    for radius, rows in {"radius": texts, "image_radius": examples.images}.items():
+        if config.perturbation[radius] and rows is None:
+            raise InputError(
+                f"--config.perturbation.{radius}={config.perturbation[radius]:g} moves nothing, as the run "
+                f"trains on {examples}; set it to 0"
+            )
     return class_embeddings, examples, scored
+
+
+def with_limited_labels(images: Embeddings, settings: ConfigDict, seed: int) -> Embeddings:
+    """The images to train on, of which few are left for each label, or whose labels are known in part.
+
+    Args:
+      images: with labels (N, K).
+      settings: the recipe's `examples`: `shots` and `known`.
+      seed: decides which images are left.
+
+    Raises:
+      InputError: a label has fewer images than `shots`, or no label is known of any image.
+    """
+    labels, names = np.asarray(images.labels), tuple(images.label_names or ())
+    if settings.shots:
+        images = images.select(choose_shots(labels, settings.shots, seed, names))
+        labels = np.asarray(images.labels)
+        note(f"{counted(len(images), 'image')} to train on, {settings.shots} or more of each label")
+    if settings.known < 1:
+        labels = hide_labels(labels, settings.known)
+        if not (labels == 1).any():
+            raise InputError(
+                f"--config.examples.known={settings.known:g} leaves none of the {len(images)} images a label "
+                "that is known; raise it"
+            )
+        images = images.replace(labels=labels)
+        note(f"{counted(len(images), 'image')} to train on; {(labels >= 0).mean():.1%} of labels are known")
+    return images
+
+
+def shifted(texts: Embeddings, images: Embeddings, where: str) -> Embeddings:
+    """Texts moved to where images of their labels are expected; see `perturbation.shift_texts`."""
+    image_labels = np.asarray(images.labels)
+    vectors, moved = shift_texts(
+        np.asarray(texts.vectors), np.asarray(texts.labels), np.asarray(images.vectors), image_labels, where
+    )
+    without = int((~(image_labels == 1).any(axis=0)).sum())
+    note(
+        f"shifted {counted(int(moved.sum()), 'text')} towards the images of their labels, and "
+        f"{(~moved).sum():,} not; {counted(without, 'label')} known of no image"
+    )
+    return texts.replace(features={**texts.features, "text": vectors})
 
 
 def read_class_embeddings(config: ConfigDict, backbone: Callable[[], Backbone]) -> Embeddings:
@@ -163,22 +221,19 @@ def label_names_of(config: ConfigDict) -> tuple[list[str], str | os.PathLike]:
 
 
 def read_training_texts(
-    config: ConfigDict, class_embeddings: Embeddings, backbone: Callable[[], Backbone], workdir: Path
+    config: ConfigDict, class_embeddings: Embeddings, backbone: Callable[[], Backbone], folder: Path
 ) -> Embeddings:
     """The training texts, with labels (N, K)."""
-    label_names, num_labels = tuple(class_embeddings.names or ()), len(class_embeddings)
-    if config.texts.number < num_labels:
-        raise InputError(
-            f"--config.texts.number={config.texts.number} leaves labels without a text; "
-            f"there are {num_labels}: give at least that many"
-        )
-    labels = sample_label_sets(config.seed, config.texts.number, num_labels, config.texts.max_labels)
+    label_names = tuple(class_embeddings.names or ())
     if "class_embeddings" in config.texts:
+        labels = label_sets(config.texts, config.texts.number, len(label_names), config.seed)
+        check_coverage(labels, label_names, config.texts)
         return Embeddings(
             {"text": mix_class_embeddings(labels, np.asarray(class_embeddings.vectors))}, labels=labels
         )
-    texts = tuple(write_texts(labels, label_names, config.seed))
-    path = workdir / "texts.npz"  # encoding takes minutes: done once per run
+    texts, labels = training_texts(config.texts, label_names, config.seed)
+    # Encoding takes minutes, and is done once for the same texts.
+    path = folder / f"texts-{hash_names(texts)[:16]}.npz"
     with all_or_none():
         if is_first() and not _holds_texts(path, texts, backbone):
             features = {"text": backbone().encode_texts(texts)}

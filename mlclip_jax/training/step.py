@@ -56,7 +56,7 @@ def hyper_of(config: ConfigDict) -> dict[str, Num[np.generic, ""]]:
 
     Returns:
       A dict of `seed` (uint32), from which noise and dropout follow, and of `learning_rate` (the peak),
-      `weight_decay` and, where there is perturbation, `radius` (float32).
+      `weight_decay` and, where there is perturbation, `radius` and `image_radius` (float32).
     """
     hyper = {
         "seed": np.uint32(config.seed),
@@ -65,6 +65,7 @@ def hyper_of(config: ConfigDict) -> dict[str, Num[np.generic, ""]]:
     }
     if "perturbation" in config:
         hyper["radius"] = np.float32(config.perturbation.radius)
+        hyper["image_radius"] = np.float32(config.perturbation.image_radius)
     return hyper
 
 

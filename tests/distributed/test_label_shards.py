@@ -24,8 +24,9 @@ from mlclip_jax.distributed.sharding import (
 from mlclip_jax.nnx_boundary import split_trainable
 from mlclip_jax.perturbation import make_perturbation
 from mlclip_jax.runs import read_run
+from mlclip_jax.training.preparation import with_loss_constants
 from mlclip_jax.training.step import hyper_of, initial_state, make_chunk, make_loss, make_train_step
-from mlclip_jax.training.train import shardings_of, train, with_loss_constants
+from mlclip_jax.training.train import shardings_of, train
 
 pytestmark = pytest.mark.devices(4)
 

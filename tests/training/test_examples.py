@@ -2,17 +2,14 @@
 
 import functools
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 
 from mlclip_jax import InputError
 from mlclip_jax.embeddings.rows import Rows, Stacked
 from mlclip_jax.embeddings.store import Embeddings
-from mlclip_jax.perturbation import ROWS, make_perturbation
 from mlclip_jax.training.examples import Examples
 
 WIDTH, LABELS = 4, 3
@@ -102,14 +99,3 @@ def test_rows_of_two_arrays_are_those_of_both_together(tmp_path):
     np.testing.assert_array_equal(stacked, whole)
     for rows in (np.array([8, 0, 3, 4, 4]), slice(2, 7), np.array([], int), 6):
         np.testing.assert_array_equal(stacked[rows], whole[rows])
-
-
-@pytest.mark.parametrize("rows", ROWS)
-def test_only_the_rows_that_are_named_are_perturbed(rows):
-    settings = ConfigDict({"sampling": "surface", "rows": rows})
-    keys = jax.random.split(jax.random.key(0), 4)
-    batch = {"image": np.ones((4, WIDTH), np.float32), "is_text": np.array([True, False, True, False])}
-    moved = make_perturbation(settings)(keys, batch, {"radius": np.float32(2)})
-    distance = np.linalg.norm(moved["image"] - batch["image"], axis=1)
-    expected = {"all": [2, 2, 2, 2], "texts": [2, 0, 2, 0], "images": [0, 2, 0, 2]}[rows]
-    np.testing.assert_allclose(distance, expected, rtol=1e-5, atol=0)

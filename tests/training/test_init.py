@@ -39,7 +39,7 @@ def recipe(tmp_path_factory):
         "    config, variant, _ = recipes.base(__file__, variant, VARIANTS)\n"
         "    del config.backbone, config.encoding, config.texts.labels, config.evaluation.images\n"
         "    config.texts.class_embeddings = placeholder(str)\n"
-        "    config.examples = recipes.labelled_images()\n"
+        "    config.examples = recipes.training_images()\n"
         "    own = {'mld': {'features': 'pooled', 'hidden': 16}, 'fc': {},\n"
         "           'ml_decoder': {'features': 'pooled', 'hidden': 16, 'width': 16, 'num_heads': 2}}\n"
         "    config.method = recipes.method(variant, **own[variant])\n"

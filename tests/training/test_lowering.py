@@ -23,8 +23,9 @@ from mlclip_jax.perturbation import make_perturbation
 from mlclip_jax.scoring import method_scores
 from mlclip_jax.training.contrastive import Pretraining, clip_config, make_pretrain_step, make_single
 from mlclip_jax.training.optimizers import make_optimizer
+from mlclip_jax.training.preparation import with_loss_constants
 from mlclip_jax.training.step import hyper_of, initial_state, make_chunk, make_loss, make_train_step
-from mlclip_jax.training.train import shardings_of, with_loss_constants
+from mlclip_jax.training.train import shardings_of
 
 LABELS, WIDTH = 8, 32
 RECIPES = {

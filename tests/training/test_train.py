@@ -33,8 +33,9 @@ from mlclip_jax.perturbation import make_perturbation
 from mlclip_jax.runs import read_run
 from mlclip_jax.training.metric_log import Log
 from mlclip_jax.training.optimizers import make_optimizer, make_schedule
+from mlclip_jax.training.preparation import with_loss_constants
 from mlclip_jax.training.step import hyper_of, initial_state, make_chunk, make_loss, make_train_step
-from mlclip_jax.training.train import train, with_loss_constants
+from mlclip_jax.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -183,15 +184,15 @@ def test_from_texts_and_pixels(folder, tmp_path, capsys):
     assert "image size  24x24" in first
     assert "class texts 'a photo of {labels}.'" in first
     assert str(folder / "clip") in first
-    texts = read_embeddings(workdir / "texts.npz")
+    texts = read_embeddings(next((workdir / "embedded").glob("texts-*.npz")))
     assert texts.vectors.shape == (40, 20)
     assert texts.labels.shape == (40, 6)
     assert texts.names[5].count("scissors") == 1
     # The same again, from what is stored.
-    before = (workdir / "texts.npz").stat().st_mtime_ns
+    before = (next((workdir / "embedded").glob("texts-*.npz"))).stat().st_mtime_ns
     assert main(template_arguments(folder, workdir)) == 0
     assert capsys.readouterr().out == first
-    assert (workdir / "texts.npz").stat().st_mtime_ns == before
+    assert (next((workdir / "embedded").glob("texts-*.npz"))).stat().st_mtime_ns == before
 
 
 def test_embedded_first_and_then_trained(folder, tmp_path, capsys):
@@ -546,11 +547,11 @@ def test_texts_and_images_train_together(world, tmp_path, capsys):
         ({"examples__embeddings": ""}, "no images to train on: give --config.examples.embeddings=FILE"),
         (
             {"texts__share": 0.0},
-            "--config.perturbation.rows=texts moves nothing, as the run trains on 60 images; set it to all",
+            "--config.perturbation.radius=3 moves nothing, as the run trains on 60 images; set it to 0",
         ),
         (
-            {"perturbation__rows": "both"},
-            "invalid --config.perturbation.rows=both: must be one of all",
+            {"perturbation__image_sampling": "both"},
+            "invalid --config.perturbation.image_sampling=both: must be one of surface, interior",
         ),
     ],
 )
