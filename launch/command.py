@@ -20,7 +20,7 @@ except ModuleNotFoundError as missing:
     )
     sys.exit(2)
 
-LAUNCHED = ("train", "pretrain", "embed")  # the commands that run as several processes
+LAUNCHED = ("train", "sweep", "pretrain", "embed")  # the commands that run as several processes
 RESTART = cli.RESTART  # how a run ends that stopped on request, and resumes when it is started again
 GIVEN_UP = 70  # EX_SOFTWARE of sysexits.h: it crashed once more than it may be started again
 

@@ -20,11 +20,16 @@ from mlclip_jax.options import nearest
 from mlclip_jax.stopping import stop_at_once_on_request
 
 # Each command's module defines `define_flags(values, argv)` and `main(values)`, which imports what computes;
-# `INDEPENDENT_PROCESSES` and `USES_JAX` there say where it differs from the others.
+# `INDEPENDENT_PROCESSES`, `USES_JAX` and `POSITIONAL` there say where it differs from the others.
 COMMANDS = {
     "train": ("mlclip_jax.commands.train", "train an adapter by a recipe, and score it"),
+    "sweep": (
+        "mlclip_jax.commands.sweep",
+        "train a recipe over values of its keys, many runs at once, into one table",
+    ),
     "evaluate": ("mlclip_jax.commands.evaluate", "score trained adapters, with intervals, in one table"),
     "pretrain": ("mlclip_jax.commands.pretrain", "train a small CLIP on captioned images"),
+    "ensemble": ("mlclip_jax.commands.ensemble", "make one file of scores of several methods'"),
     "calibrate": (
         "mlclip_jax.commands.calibrate",
         "fit a run's probabilities and thresholds to held-out images",
@@ -33,6 +38,7 @@ COMMANDS = {
     "embed": ("mlclip_jax.commands.embed", "turn images or a file of texts into embeddings"),
     "data describe": ("mlclip_jax.commands.describe", "say what a dataset holds, and draw some of it"),
     "scenes": ("mlclip_jax.commands.scenes", "write images of the built-in world, with labels and captions"),
+    "generate": ("mlclip_jax.commands.generate", "write texts to train on, with labels"),
     "few_shot": (
         "mlclip_jax.commands.few_shot",
         "image adapters on few and on many images of the built-in world",
@@ -114,7 +120,8 @@ def _run_command(name: str, arguments: Sequence[str], until_the_end: contextlib.
         from mlclip_jax.commands.parsing import parse_flags
         from mlclip_jax.progress import speak
 
-        values = parse_flags([f"mlclip {name}", *arguments], command.define_flags)
+        positional = getattr(command, "POSITIONAL", None)
+        values = parse_flags([f"mlclip {name}", *arguments], command.define_flags, positional)
         speak(quiet=values.quiet)
         if getattr(command, "USES_JAX", True):
             from mlclip_jax import compilation_cache

@@ -44,29 +44,35 @@ def evaluate(
     Raises:
       InputError: the runs do not belong together, or one of them is not finished.
     """
-    class_embeddings = runs[0].class_embeddings
     _check(runs)
-    labels, cosine = np.asarray(images.labels), None
+    labels = np.asarray(images.labels)
     images = images.replace(labels=labels)
-    if "image" in images.features:
-        arrays = (np.asarray(of) for of in (images.features["image"], class_embeddings.vectors))
-        cosine = np.asarray(cosine_scores(*arrays))
+    cosine = _cosines(runs[0], images)
     described = _describe_protocol(runs, images, num_samples, protocol)
     methods = {}
     for run in runs:
-        scores = np.asarray(run.score(images))
-        bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-        if bad.size:
-            image = images.names[bad[0]] if images.names else f"row {bad[0]}"
-            raise InputError(
-                f"{run.workdir} gives scores that are NaN or infinite, first for {image}; "
-                "its embedding, or the run, is damaged"
-            )
+        scores = _finite_scores(run, images)
         methods.setdefault(_method_name(run, runs), []).append(scores)
         if run.own_labels:
             _write_evaluation(run, scores, cosine, images, described, protocol)
     how = {"cosine": cosine, "num_samples": num_samples, "protocol": protocol}
     return described, compare(methods, labels, **how)
+
+
+def write_evaluation(run: Run, images: Embeddings, protocol: str = "ap") -> None:
+    """Scores one run, and writes `evaluation.json`, `per_class.csv` and `scores.npz` to its folder.
+
+    Args:
+      run: from `read_run`; finished.
+      images: from `read_images`.
+      protocol: of average precision, a key of `metrics.PROTOCOLS`.
+
+    Raises:
+      InputError: a score is not finite.
+    """
+    images = images.replace(labels=np.asarray(images.labels))
+    described = _describe_protocol([run], images, None, protocol)
+    _write_evaluation(run, _finite_scores(run, images), _cosines(run, images), images, described, protocol)
 
 
 def evaluate_scores(
@@ -93,6 +99,27 @@ def evaluate_scores(
     }
     methods = {name: scores.scores for name, scores in zip(names, known)}
     return described, compare(methods, labels, num_samples=num_samples, protocol=protocol)
+
+
+def _cosines(run, images):
+    """Plain cosine of the images with a run's class embeddings; None where images have no embedding."""
+    if "image" not in images.features:
+        return None
+    return np.asarray(
+        cosine_scores(np.asarray(images.features["image"]), np.asarray(run.class_embeddings.vectors))
+    )
+
+
+def _finite_scores(run, images):
+    scores = np.asarray(run.score(images))
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if bad.size:
+        image = images.names[bad[0]] if images.names else f"row {bad[0]}"
+        raise InputError(
+            f"{run.workdir} gives scores that are NaN or infinite, first for {image}; "
+            "its embedding, or the run, is damaged"
+        )
+    return scores
 
 
 def _check(runs):
@@ -225,8 +252,9 @@ def _describe_protocol(runs, images, num_samples, protocol):
         "image size": "x".join(map(str, image_size)) or "not recorded",
         "class texts": repr(origin.prompt) if origin.prompt else f"{origin.name}, prompt not recorded",
         "backbone": str(origin.encoder or "not recorded"),
-        "interval": f"95%, basic paired bootstrap over images, {num_samples} resamples",
     }
+    if num_samples:
+        described["interval"] = f"95%, basic paired bootstrap over images, {num_samples} resamples"
     seen = {
         "trained on": max(run.count_trained_on(images) for run in runs),
         "calibrated on": max(run.count_calibrated_on(images) for run in runs),

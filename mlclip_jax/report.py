@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int8, Shaped
@@ -12,6 +12,7 @@ from mlclip_jax.files import replacing
 
 MOST_LINES = 10  # below an image
 SIDE, DPI = 180, 100  # of an image in a picture, in pixels; and pixels in an inch
+LOG_SPAN = 30
 RIGHT, WRONG, MISSED, EMPTY = "#1a7f37", "#c62828", "#8a8a8a", "#e4e4e4"
 
 
@@ -32,6 +33,96 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: 
             [pad[a](cell, w) for cell, a, w in zip(cells, align, widths)] for cells in (header, *rows)
         )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def plot_figures(
+    path: str | os.PathLike,
+    keys: Sequence[str],
+    figures: Mapping[tuple, Sequence[float]],
+    title: str,
+    *,
+    reference: Mapping[tuple, float] | None = None,
+) -> None:
+    """Plots figures over the values of keys: mean and standard deviation of each list.
+
+    The key with the most numbers among its values goes along the axis, which is logarithmic where they span a
+    factor of `LOG_SPAN`; each combination of the others' values is a line of its own. Where no key has
+    numbers, each combination is a bar.
+
+    Args:
+      path: of the PNG to write.
+      keys: what varies.
+      figures: from the values of the keys to figures.
+      title: of the vertical axis.
+      reference: dashed beside them: from values of the keys, where there is one, to the published figure.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.4), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(ylabel=title)
+    points = {
+        of: (np.mean(own), np.std(own, ddof=1) if len(own) > 1 else 0.0, (reference or {}).get(of))
+        for of, own in figures.items()
+    }
+    values = [list(dict.fromkeys(of)) for of in zip(*figures)]
+    numeric = [len(of) if all(isinstance(v, int | float) for v in of) else 0 for of in values]
+    if max(numeric, default=0):
+        _plot_lines(axes, keys, points, values, int(np.argmax(numeric)))
+    else:
+        _plot_bars(axes, points, title)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1 or "published" in labels:
+        figure.legend(handles, labels, loc="outside upper center", ncols=2 if len(labels) > 3 else 3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+
+
+def _plot_lines(axes, keys, points, values, along):
+    """Points over the values of one key, a line for each combination of the others'."""
+    lines = {}
+    for of, point in points.items():
+        others = [i for i in range(len(of)) if i != along and len(values[i]) > 1]
+        name = ", ".join(of[i] if isinstance(of[i], str) else f"{_last(keys[i])} {of[i]}" for i in others)
+        lines.setdefault(name, []).append((of[along], *point))
+    for name, line in lines.items():
+        x, mean, spread, published = zip(*sorted(line))
+        drawn = axes.errorbar(x, mean, spread, marker="o", capsize=3, label=name)
+        if None not in published:
+            name = f"{name}, published" if name else "published"
+            axes.plot(x, published, "--", marker=".", color=drawn.lines[0].get_color(), label=name)
+    axes.set_xlabel(_last(keys[along]))
+    x = sorted(values[along])
+    if x[0] > 0 and x[-1] >= LOG_SPAN * x[0]:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    places = np.log(x) if axes.get_xscale() == "log" else np.array(x)
+    if len(x) > 1 and np.diff(places).min() >= 0.04 * np.ptp(places):  # there is room to name each
+        axes.set_xticks(x, [f"{value:,g}" for value in x])
+
+
+def _plot_bars(axes, points, title):
+    names = [", ".join(map(str, of)) or title for of in points]
+    mean, spread, published = zip(*points.values())
+    bars = axes.bar(names, mean, yerr=spread, width=0.5, capsize=3)
+    axes.bar_label(bars, fmt="%.1f", padding=2)
+    known = [(place, figure) for place, figure in enumerate(published) if figure is not None]
+    if known:
+        place, figure = np.array(known).T
+        axes.hlines(figure, place - 0.35, place + 0.35, "k", "dashed", label="published")
+    if len(names) > 3:
+        axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+
+
+def _last(key):
+    """The last part of a key, in words."""
+    return key.rpartition(".")[2].replace("_", " ")
 
 
 def draw_predictions(

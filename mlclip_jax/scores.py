@@ -88,20 +88,11 @@ def read_scores(path: str | os.PathLike) -> Scores:
     return known
 
 
-def read_together(
-    paths: Sequence[str | os.PathLike], table: str | os.PathLike | None = None
-) -> tuple[list[Scores], Int8[np.ndarray, "N K"]]:
-    """Several files of scores of the same images and labels.
-
-    Args:
-      paths: of the files.
-      table: of the images' labels, see `tables.read_table`; by default those of the files.
-
-    Returns:
-      A list of `Scores` whose rows and columns are in the order of the first; and the labels, int8 (N, K).
+def read_aligned(paths: Sequence[str | os.PathLike]) -> list[Scores]:
+    """Several files of scores of the same images and labels, whose rows and columns are as in the first.
 
     Raises:
-      InputError: a file cannot be read, they are about different images or labels, or no labels are known.
+      InputError: a file cannot be read, or they are about different images or labels.
     """
     first, *others = known = [read_scores(path) for path in paths]
     for path, other in zip(paths[1:], others):
@@ -113,15 +104,36 @@ def read_together(
             )
         if first.names and other.names and sorted(other.names) != sorted(first.names):
             raise InputError(f"{paths[0]} and {path} score different images")
-    known = [_in_order(scores, first) for scores in known]
+    return [_in_order(scores, first) for scores in known]
+
+
+def read_together(
+    paths: Sequence[str | os.PathLike], table: str | os.PathLike | None = None
+) -> tuple[list[Scores], Int8[np.ndarray, "N K"]]:
+    """Several files of scores, see `read_aligned`, and the labels (N, K) of the images.
+
+    Args:
+      paths: of the files.
+      table: of the images' labels, see `tables.read_table`; by default those of the files.
+
+    Raises:
+      InputError: the files do not go together, or no labels are known.
+    """
+    known = read_aligned(paths)
+    first = known[0]
     if table:
         if first.names is None:
             raise InputError(f"{paths[0]} does not name its images, so {table} cannot be matched with them")
         return known, read_labels(table, first.names, first.label_names)
-    labels = next((scores.labels for scores in known if scores.labels is not None), None)
+    labels = known_labels(known)
     if labels is None:
         raise InputError(f"{', '.join(map(str, paths))} hold no labels: give a table of them, --labels=FILE")
     return known, labels
+
+
+def known_labels(known: Sequence[Scores]) -> Int8[np.ndarray, "N K"] | None:
+    """The labels of the first of several `Scores` that has any."""
+    return next((scores.labels for scores in known if scores.labels is not None), None)
 
 
 def with_columns(scores: Scores, label_names: Sequence[str]) -> Scores:

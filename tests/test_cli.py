@@ -13,7 +13,7 @@ from processes import PATIENCE
 from small_world import train_arguments, write_embeddings
 from tiny_clip import write_clip
 
-from mlclip_jax import calibration
+from mlclip_jax import calibration, choices, ensembling
 from mlclip_jax.choices import CALIBRATIONS, THRESHOLD_RULES
 from mlclip_jax.cli import COMMANDS, main
 
@@ -76,6 +76,7 @@ for name in COMMANDS:
 def test_choices_of_flags_are_what_there_is():
     assert list(CALIBRATIONS) == list(calibration.METHODS)
     assert list(THRESHOLD_RULES) == list(calibration.RULES)
+    assert list(choices.ENSEMBLES) == list(ensembling.ENSEMBLES)
 
 
 def test_a_refusal_of_the_real_program():
@@ -90,8 +91,8 @@ def test_commands_that_do_not_exist(capsys):
     refused(
         capsys,
         ["trian"],
-        r"no such command \(did you mean train\?\); there are train, evaluate, pretrain, calibrate, predict, "
-        "embed, data describe, scenes",
+        r"no such command \(did you mean train\?\); there are train, sweep, evaluate, pretrain, ensemble, "
+        "calibrate, predict, embed, data describe, scenes",
     )
     assert main([]) == 2
 
@@ -196,9 +197,7 @@ def test_embeddings_that_do_not_fit(capsys, world, tmp_path):
     refused(capsys, arguments, r"no such file of embeddings: .*nowhere\.npz")
 
     arguments = train_arguments(world, tmp_path / "run", texts__number=5)
-    refused(
-        capsys, arguments, "texts.number=5 leaves labels without a text; there are 6: give at least that many"
-    )
+    refused(capsys, arguments, "1 label has no text among the 5 to train on: scissors; raise texts.number$")
 
 
 def test_a_workdir_that_cannot_be_written(capsys, world, tmp_path):

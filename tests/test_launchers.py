@@ -95,8 +95,8 @@ def wait_until(condition):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no command: after the launcher's flags comes one of train, pretrain, embed"),
-        (["evaluate", "--workdir=x"], "cannot launch 'evaluate': give one of train, pretrain, embed"),
+        ([], "no command: after the launcher's flags comes one of train, sweep, pretrain, embed"),
+        (["evaluate", "--workdir=x"], "cannot launch 'evaluate': give one of train, sweep, pretrain, embed"),
         (["--num_procesess=2", *TRAIN], r"flag 'num_procesess'. Did you mean: num_processes"),
         (["--num_processes=0", *TRAIN], "--num_processes=0: 0 is not a positive integer"),
         (["train", "--config=tai"], "--workdir is missing"),

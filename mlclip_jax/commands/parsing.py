@@ -10,13 +10,16 @@ from mlclip_jax.recipes import find_recipe
 
 
 def parse_flags(
-    argv: list[str], define_flags: Callable[[flags.FlagValues, list[str]], None]
+    argv: list[str],
+    define_flags: Callable[[flags.FlagValues, list[str]], None],
+    positional: str | None = None,
 ) -> flags.FlagValues:
     """Parses a command's flags.
 
     Args:
       argv: the command's name and its arguments.
       define_flags: called with an empty `absl.flags.FlagValues` and the arguments, to define the flags.
+      positional: the flag, if any, whose value may come without its name.
 
     Returns:
       The parsed `FlagValues`.
@@ -30,6 +33,8 @@ def parse_flags(
         define_flags(values, argv)
         define_common_flags(values)
         rest = values(argv)
+        if positional and len(rest) > 1:
+            values[positional].parse(rest.pop(1))
     except (AttributeError, KeyError) as error:  # what ml_collections raises for a key that is not there
         raise InputError(_unknown_key(str(error.args[0]))) from error
     except (flags.Error, SyntaxError, ImportError) as error:
