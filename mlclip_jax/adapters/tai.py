@@ -16,10 +16,11 @@ from mlclip_jax.ranges import AT_LEAST_1, BELOW_1, one_of
 class TaIAdapter(nnx.Module):
     """Fully connected layers, with ReLU and dropout after each but the last.
 
-    Source: TaI-Adapter (arXiv 2312.04160, section 4.1), three layers. Its text puts ReLU and dropout after
-    *every* layer; on the last that would keep logits from ever being negative, and a sigmoid from ever
-    saying "absent", so the last layer is linear here. The paper gives neither the hidden width nor the
-    dropout rate.
+    Source: TaI-Adapter (arXiv 2312.04160, section 4.1): three layers, each followed by ReLU and dropout, and,
+    as a ReLU would keep a sigmoid from ever saying "absent", a linear one behind them. The text names no
+    width; the parameters that its table 4 counts leave 10.6 to 10.8 million for the adapter, and four layers,
+    2,048 wide, have 10.66 million for RN50's 1,024 dimensions and 80 labels (`hidden=2048, depth=4`). It
+    states no dropout rate. The defaults are a smaller network.
 
     Args:
       class_embeddings: of the labels, `(K, D)`, of which only the shape is read.

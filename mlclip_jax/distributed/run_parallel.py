@@ -1,4 +1,4 @@
-"""Many runs in one program: several on each device, side by side or one after the other."""
+"""Many runs in one program: one or several on each device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,16 +18,14 @@ def make_runs_mesh() -> Mesh:
     return Mesh(devices, (RUNS, AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def run_parallel(
-    chunk: Callable[..., tuple[Any, Any]], mesh: Mesh, *, side_by_side: bool
-) -> Callable[..., tuple[Any, Any]]:
-    """Runs a chunk of training steps for R runs, R / devices on each device.
+def run_parallel(chunk: Callable[..., tuple[Any, Any]], mesh: Mesh) -> Callable[..., tuple[Any, Any]]:
+    """Runs a chunk of training steps for R runs, R / devices on each device, side by side by `jax.vmap`.
+
+    One run on a device is computed as it would be alone.
 
     Args:
       chunk: `chunk(state, frozen, data, indices, steps, hyper) -> (state, metrics)` of one run on one device.
       mesh: from `make_runs_mesh`.
-      side_by_side: whether a device computes its runs in one go, by `jax.vmap`, which fills an accelerator;
-        or one after the other, which suits a CPU: there one run fills the cores and its caches.
 
     Returns:
       A compiled function of the same arguments and results, in which all but `data` and `steps` have a
@@ -35,12 +33,16 @@ def run_parallel(
     """
 
     def on_device(state, frozen, data, indices, steps, hyper):
+        runs = state, frozen, indices, hyper
+
         def run(own):
             own_state, own_frozen, own_indices, own_hyper = own
             return chunk(own_state, own_frozen, data, own_indices, steps, own_hyper)
 
-        runs = state, frozen, indices, hyper
-        return jax.vmap(run)(runs) if side_by_side else jax.lax.map(run, runs)
+        if len(indices) > 1:
+            return jax.vmap(run)(runs)
+        results = run(jax.tree.map(lambda array: array[0], runs))
+        return jax.tree.map(lambda array: array[None], results)
 
     mapped = jax.shard_map(
         on_device,

@@ -25,7 +25,7 @@ class Examples:
       texts: or None.
       images: or None.
       reads: names of the features that the method reads.
-      text_share: of the rows of each batch, where there are both; -1: as their numbers are.
+      text_share: of the rows of each batch, where there are both; -1: texts and images are shuffled together.
       seen_images: those that the run learns from, be it that texts are shifted towards them; or None.
     """
 
@@ -87,9 +87,6 @@ class Examples:
         """
         if not (self._num_texts and self._num_images):
             return batch_size if self._num_texts else 0
-        if self.text_share == -1:
-            exact = batch_size * self._num_texts / len(self)
-            return min(max(round(exact), 1), batch_size - 1)
         number = round(self.text_share * batch_size)
         if not 0 < number < batch_size:
             raise InputError(
@@ -99,7 +96,12 @@ class Examples:
         return number
 
     def indices(self, seed: int, step: int, batch_size: int) -> Int[np.ndarray, " B"]:
-        """The rows of global batch `step`, texts first; see `batch_indices`."""
+        """The rows of global batch `step`; where texts have a share of their own, they come first.
+
+        See `batch_indices`.
+        """
+        if self.text_share == -1:
+            return batch_indices(seed, step, len(self), batch_size).astype(np.int32)
         number = self.num_texts(batch_size)
         parts = []
         if number:

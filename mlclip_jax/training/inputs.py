@@ -78,7 +78,8 @@ def read_data(
         if shift and images is not None:
             texts = shifted(texts, images, shift)
     examples = Examples(texts, images if share != 1 else None, method.reads, share, seen_images=images)
-    examples.num_texts(config.train.batch_size)
+    if share != -1:
+        examples.num_texts(config.train.batch_size)
     for radius, rows in {"radius": texts, "image_radius": examples.images}.items():
         if config.perturbation[radius] and rows is None:
             raise InputError(

@@ -15,6 +15,7 @@ from mlclip_jax.distributed.data_parallel import sum_over_devices
 from mlclip_jax.distributed.sharding import AXIS
 from mlclip_jax.losses import COUPLED, LOSSES
 from mlclip_jax.nnx_boundary import merge_module
+from mlclip_jax.threefry import make_key
 
 # `loss(logits, labels) -> (sum, count)`; and of one device: `step(state, frozen, batch, step, hyper)`, or a
 # chunk of steps, gives the new state and metrics.
@@ -96,7 +97,7 @@ def make_train_step(
     def train_step(state, frozen, batch, step, hyper):
         labels = batch["labels"]
         positions = jax.lax.axis_index(AXIS) * len(labels) + jnp.arange(len(labels))
-        key = jax.random.fold_in(jax.random.key(hyper["seed"]), step)
+        key = jax.random.fold_in(make_key(hyper["seed"]), step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
         noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         perturbed = perturb(noise_keys, batch, hyper)

@@ -1,7 +1,7 @@
 """Runs that are one program, and differ in its arguments and data alone, trained at once."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -35,22 +35,32 @@ def may_train_together(run: Prepared) -> bool:
 
 
 def runs_at_once(run: Prepared) -> int:
-    """How many runs like this one train at once: as many as the devices' memory has room for."""
+    """How many runs like this one train at once: on each CPU one, as it fills the cores and their caches.
+
+    On each accelerator as many as its memory has room for.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.device_count()
     limit = min((device.memory_stats() or {}).get("bytes_limit", MEMORY) for device in jax.local_devices())
     num_bytes = COPIES * sum(array.nbytes for array in jax.tree.leaves((run.state, run.frozen)))
     num_bytes += sum(array.nbytes for array in run.examples.data.values())
     return jax.device_count() * min(max(1, int(SHARE * limit) // num_bytes), MOST)
 
 
-def train_together(runs: Sequence[Prepared]) -> None:
+def make_program(run: Prepared) -> Callable[..., tuple[dict, dict]]:
+    """The compiled program of runs like this one; see `run_parallel`."""
+    return run_parallel(make_chunk(run.train_step()), make_runs_mesh())
+
+
+def train_together(runs: Sequence[Prepared], program: Callable[..., tuple[dict, dict]]) -> None:
     """Trains runs to their end, each with a log and checkpoints in its own folder.
 
-    Called again, it resumes where it was stopped. The devices of all processes share the runs. On a CPU a
-    device computes its runs one after the other, on an accelerator side by side.
+    Called again, it resumes where it was stopped. The devices of all processes share the runs.
 
     Args:
       runs: that `may_train_together`, whose configs differ in what is an argument of the step or decides
         data, and whose newest checkpoints, if any, are of one step.
+      program: from `make_program`.
 
     Raises:
       InputError: a step of a run had a loss or gradient that is not finite, or a file cannot be written.
@@ -59,8 +69,6 @@ def train_together(runs: Sequence[Prepared]) -> None:
     train, mesh = runs[0].config.train, make_runs_mesh()
     split, whole = NamedSharding(mesh, P(RUNS)), replicated(mesh)
     padding = -len(runs) % mesh.size
-    side_by_side = jax.default_backend() != "cpu"
-    program = run_parallel(make_chunk(runs[0].train_step()), mesh, side_by_side=side_by_side)
     take = jax.jit(lambda tree, at: jax.tree.map(lambda array: array[at], tree), out_shardings=whole)
 
     def stack(*trees):

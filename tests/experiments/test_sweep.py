@@ -16,6 +16,8 @@ from mlclip_jax import InputError, recipes
 from mlclip_jax.cli import main
 from mlclip_jax.experiments.sweep import groups_of, points_of, read_over
 from mlclip_jax.runs import read_run
+from mlclip_jax.training.preparation import prepare
+from mlclip_jax.training.together import make_program, train_together
 
 RADII, SEEDS = (0.0, 3.0), (0, 1)
 
@@ -55,6 +57,25 @@ def test_runs_together_are_the_runs_alone(world, swept, tmp_path):
             assert steps[0] == steps[1], name
         figures = [json.loads((folder / "evaluation.json").read_text()) for folder in (together, alone)]
         assert figures[0]["mAP"]["raw"] == pytest.approx(figures[1]["mAP"]["raw"], abs=1e-3)
+
+
+def test_runs_side_by_side_on_a_device_are_the_runs_alone(world, swept, tmp_path):
+    """As an accelerator computes them: twice as many runs as devices, of which some are the swept ones."""
+    _, *rest = train_arguments(world, tmp_path)
+    config = recipes.read("tai:embeddings")
+    values = dict(flag.removeprefix("--config.").split("=", 1) for flag in rest if "." in flag.split("=")[0])
+    config.update_from_flattened_dict(
+        {key: read_over([f"{key}={value}"], config)[key][0] for key, value in values.items()}
+    )
+    over = {"perturbation.radius": [0.0, 3.0], "seed": list(range(jax.device_count()))}
+    runs = [prepare(point.config, point.workdir) for point in points_of(config, over, tmp_path)]
+    assert len(runs) == 2 * jax.device_count() > len(RADII) * len(SEEDS)
+    train_together(runs, make_program(runs[0]))
+    for radius, seed in itertools.product(RADII, SEEDS):
+        folders = folder_of(tmp_path, radius, seed), folder_of(swept, radius, seed)
+        ours, theirs = (jax.tree.leaves(read_run(folder).parameters) for folder in folders)
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
 
 
 def test_the_table_has_mean_and_spread_over_seeds(swept):

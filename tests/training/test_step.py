@@ -13,6 +13,7 @@ from mlclip_jax.distributed.data_parallel import data_parallel
 from mlclip_jax.distributed.sharding import make_mesh, replicated
 from mlclip_jax.nnx_boundary import split_trainable
 from mlclip_jax.perturbation import make_perturbation
+from mlclip_jax.training import step as step_module
 from mlclip_jax.training.optimizers import make_optimizer
 from mlclip_jax.training.step import hyper_of, initial_state, make_chunk, make_loss, make_train_step
 
@@ -37,8 +38,7 @@ def state_and_hyper(changes):
     return step, initial_state(parameters, optimizer(hyper)), hyper
 
 
-def test_twelve_runs_at_once_are_the_twelve_runs():
-    mesh = make_mesh(jax.devices()[:2])
+def data_and_steps():
     random = np.random.default_rng(0)
     data = {
         "image": random.normal(size=(NUMBER, WIDTH)).astype(np.float32),
@@ -46,8 +46,24 @@ def test_twelve_runs_at_once_are_the_twelve_runs():
         "is_text": np.ones(NUMBER, bool),
     }
     indices = random.integers(0, NUMBER, (STEPS, BATCH)).astype(np.int32)
-    rest = data, indices, np.arange(STEPS, dtype=np.int32)
+    return data, indices, np.arange(STEPS, dtype=np.int32)
 
+
+def test_noise_and_dropout_are_those_of_jax(monkeypatch):
+    """A run by JAX's own random numbers, which take longer, is the same run to the last bit."""
+    mesh = make_mesh(jax.devices()[:2])
+    ended = []
+    for make_key in (step_module.make_key, jax.random.key):
+        monkeypatch.setattr(step_module, "make_key", make_key)
+        step, state, hyper = state_and_hyper({"perturbation.radius": 2.0})
+        run = data_parallel(make_chunk(step), "shard_map", mesh)
+        ended.append(run(jax.device_put(state, replicated(mesh)), {}, *data_and_steps(), hyper))
+    jax.tree.map(np.testing.assert_array_equal, *ended)
+
+
+def test_twelve_runs_at_once_are_the_twelve_runs():
+    mesh = make_mesh(jax.devices()[:2])
+    rest = data_and_steps()
     steps, states, hypers = zip(*map(state_and_hyper, RUNS))
     chunk = make_chunk(steps[0])
     together = jax.vmap(chunk, in_axes=(0, None, None, None, None, 0))

@@ -1,13 +1,16 @@
 """TaI-Adapter's tasks by argument: few-shot and partial labels, from the recipe to a scored run."""
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from small_world import LABELS, train_arguments, write_embeddings
 
-from mlclip_jax import InputError, recipes
+from mlclip_jax import InputError, methods, recipes
 from mlclip_jax.cli import main
 from mlclip_jax.data.limited_labels import choose_shots
 from mlclip_jax.embeddings.store import read_embeddings
+from mlclip_jax.nnx_boundary import split_trainable
 from mlclip_jax.runs import read_run
 from mlclip_jax.training.preparation import prepare
 
@@ -52,10 +55,12 @@ def test_few_shot_trains_on_texts_and_on_few_images(world, tmp_path, capsys):
 
 def test_each_image_comes_as_often_as_each_text_unless_a_share_is_given(world, tmp_path):
     run = prepared(world, tmp_path / "a", "task=few_shot,shots=9")
-    texts, images = len(run.examples.texts), len(run.examples.images)
-    expected = round(64 * texts / (texts + images))
-    assert run.examples.num_texts(64) == expected < 64
-    assert run.examples.num_texts(2) == 1  # never none of either
+    number = len(run.examples)
+    assert number == len(run.examples.texts) + len(run.examples.images)
+    epoch = np.concatenate([run.examples.indices(0, step, 8) for step in range(number // 8)])
+    assert len(np.unique(epoch)) == len(epoch)
+    is_text = run.examples.data["is_text"][epoch]
+    assert 0 < is_text.sum() < len(epoch)
     run = prepared(world, tmp_path / "b", "task=few_shot,shots=9", **{"texts.share": 0.5})
     assert run.examples.num_texts(64) == 32
 
@@ -124,6 +129,13 @@ def test_what_is_no_task_is_refused_in_one_line(world, tmp_path, task, changes, 
         return
     with pytest.raises(InputError, match=message):
         prepared(world, tmp_path, task, **changes)
+
+
+def test_the_published_adapter_has_the_size_that_table_4_implies():
+    settings = recipes.read("tai:coco2014,published=yes").method
+    module = methods.find(settings).make(np.zeros((80, 1024), np.float32), rngs=nnx.Rngs(0))
+    _, parameters, _ = split_trainable(module)
+    assert sum(array.size for array in jax.tree.leaves(parameters)) == 10_655_824
 
 
 def test_the_published_recipe_is_what_the_paper_states():
