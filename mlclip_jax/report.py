@@ -74,7 +74,7 @@ def plot_figures(
     if max(numeric, default=0):
         _plot_lines(axes, keys, points, values, int(np.argmax(numeric)))
     else:
-        _plot_bars(axes, points, title)
+        _plot_bars(axes, points, values, title)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     handles, labels = axes.get_legend_handles_labels()
@@ -107,11 +107,13 @@ def _plot_lines(axes, keys, points, values, along):
         axes.set_xticks(x, [f"{value:,g}" for value in x])
 
 
-def _plot_bars(axes, points, title):
-    names = [", ".join(map(str, of)) or title for of in points]
+def _plot_bars(axes, points, values, title):
+    varied = [i for i, of in enumerate(values) if len(of) > 1]
+    names = [", ".join(str(of[i]) for i in varied) or title for of in points]
     mean, spread, published = zip(*points.values())
     bars = axes.bar(names, mean, yerr=spread, width=0.5, capsize=3)
     axes.bar_label(bars, fmt="%.1f", padding=2)
+    axes.margins(y=0.1)
     known = [(place, figure) for place, figure in enumerate(published) if figure is not None]
     if known:
         place, figure = np.array(known).T

@@ -24,7 +24,7 @@ from mlclip_jax.recipes import check_same_run, flat_config, read_config
 from mlclip_jax.report import markdown_table, plot_figures
 from mlclip_jax.runs import EMBEDDED, load_backbone_of, read_run
 from mlclip_jax.training.preparation import MAY_CHANGE, check, prepare, with_loss_constants
-from mlclip_jax.training.together import may_train_together, runs_at_once, train_together
+from mlclip_jax.training.together import make_program, may_train_together, runs_at_once, train_together
 from mlclip_jax.training.train import train
 from mlclip_jax.wording import counted
 
@@ -126,7 +126,9 @@ def read_over(given: Sequence[str], config: ConfigDict, flag: str = "over") -> d
             parts = (part.replace("\\,", ",") for part in re.split(r"(?<!\\),", values))
             over[key] = [_typed(f"--{flag}={key}={part}", part, known[key]) for part in parts]
         if not over[key] or len(set(over[key])) < len(over[key]):
-            raise InputError(f"--{flag}={one} gives {'a value twice' if over[key] else 'none'}; give each once")
+            raise InputError(
+                f"--{flag}={one} gives {'a value twice' if over[key] else 'none'}; give each once"
+            )
     if not over:
         raise InputError("a sweep varies something: give --over=perturbation.radius=0,5,25")
     return over
@@ -191,13 +193,15 @@ def _train_and_score(points, embedded, load_backbone):
     def prepared(point):
         return prepare(point.config, point.workdir, embedded=embedded, load_backbone=load_backbone)
 
+    program = None
     while points:
         runs = [prepared(points[0])]
         if may_train_together(runs[0]):
             runs += map(prepared, points[1 : runs_at_once(runs[0])])
             # Where some of them were stopped at another step, they wait.
             runs = [run for run in runs if run.latest_step == runs[0].latest_step]
-            train_together(runs)
+            program = program or make_program(runs[0])
+            train_together(runs, program)
         else:
             train(points[0].config, points[0].workdir, score=False)
         trained = [read_run(run.workdir) for run in runs]
