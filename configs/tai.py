@@ -72,6 +72,10 @@ def get_config(variant=""):
     config.perturbation.radius = 12.0
     if options["published"]:
         as_published(config, options["task"])
+    if variant == "scenes":
+        config.backbone = "scenes-clip"
+        config.texts.max_labels = 5  # these images show up to six objects
+        config.perturbation.radius = 23.0  # by the same rule
     set_task(config, options)
     if variant == "embeddings":
         del config.backbone, config.encoding, config.texts.labels, config.texts.sources
@@ -82,11 +86,6 @@ def get_config(variant=""):
         config.evaluation.images = scored
         if options["task"] != "zero_shot":
             config.examples.images = trained_on
-    if variant == "scenes":
-        config.backbone = "scenes-clip"
-        config.texts.max_labels = 5  # these images show up to six objects
-        if options["task"] != "partial_labels":
-            config.perturbation.radius = 23.0  # by the same rule
     return config
 
 

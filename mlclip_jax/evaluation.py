@@ -1,6 +1,5 @@
 """Trained runs on the same images: every metric of each, and all beside plain cosine and one another."""
 
-import csv
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from mlclip_jax.comparison import SCORINGS, compare
 from mlclip_jax.distributed.processes import is_first
 from mlclip_jax.embeddings.store import Embeddings
 from mlclip_jax.errors import InputError
-from mlclip_jax.files import replacing
+from mlclip_jax.files import write_json, write_rows
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.runs import Run
 from mlclip_jax.scores import Scores, write_scores
@@ -214,15 +213,8 @@ def _write_evaluation(run, scores, cosine, images, described, protocol):
     origin = f"{run.method.title}, {images.origin.split}"
     known = Scores(scores, run.label_names, images.names and tuple(images.names), labels, origin)
     write_scores(run.workdir / SCORES, known)
-    with replacing(run.workdir / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    with (
-        replacing(run.workdir / PER_CLASS) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        table = csv.DictWriter(file, list(by_class[0]))
-        table.writeheader()
-        table.writerows(by_class)
+    write_json(run.workdir / "evaluation.json", content)
+    write_rows(run.workdir / PER_CLASS, by_class)
 
 
 def _settings(run):

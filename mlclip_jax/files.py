@@ -1,11 +1,12 @@
 """Files: read or refused in one line, written whole or not at all."""
 
 import contextlib
+import csv
 import fcntl
 import json
 import os
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,25 @@ def locked(folder: str | os.PathLike, process: int = 0) -> Generator[None]:
                 f"another process is writing in {folder}; wait for it, or name another"
             ) from error
         yield
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes a JSON file, whole or not at all; see `replacing`."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a CSV with a column for each key of the first row, whole or not at all; see `replacing`."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
 
 
 def make_folder(path: str | os.PathLike) -> None:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
 from mlclip_jax.errors import InputError
-from mlclip_jax.files import replacing
+from mlclip_jax.files import write_text
 from mlclip_jax.options import nearest, read_options, split_options
 
 Option = str | bool | int | float  # of a recipe
@@ -254,8 +254,7 @@ def read(recipe: str) -> ConfigDict:
 
 def write_config(folder: str | os.PathLike, config: ConfigDict) -> None:
     """Writes a resolved config to `config.json` in a run's folder."""
-    with replacing(Path(folder) / "config.json") as temporary:
-        temporary.write_text(config.to_json(indent=2) + "\n", encoding="utf-8")
+    write_text(Path(folder) / "config.json", config.to_json(indent=2) + "\n")
 
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict:

@@ -44,11 +44,12 @@ settings.load_profile("steady")
 
 # Files whose tests take longest, by `--durations=0`, which start first: a last long one would run alone.
 LONGEST = """
-e2e/test_processes.py training/test_image_adapters.py training/test_train.py training/test_pretrain.py
+e2e/test_processes.py e2e/test_sweep.py training/test_image_adapters.py training/test_train.py
+training/test_pretrain.py
 training/test_faults.py test_launchers.py e2e/test_kill.py parity/test_towers_parity.py
 backbones/test_towers.py training/test_streaming.py experiments/test_demo.py training/test_lowering.py
 test_compilation_cache.py e2e/test_kill_embed.py backbones/test_hub.py e2e/test_first_run.py
-adapters/test_adapters.py
+adapters/test_adapters.py experiments/test_tai_adapter.py experiments/test_sweep.py
 """.split()
 
 # Seconds and numbers of JAX's events in this process, and on a controller of workers in all of them.

@@ -12,7 +12,7 @@ from mlclip_jax.backbones.clip import KEY_TABLE
 from mlclip_jax.backbones.processing import ImageProcessor
 from mlclip_jax.backbones.tokenizer import END, START, clip_bpe, clip_words
 from mlclip_jax.backbones.weights import Parameters, save_parameters
-from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.files import make_folder, replacing, write_text
 
 
 def clip_tokenizer(merges: Sequence[tuple[str, str]]) -> Tokenizer:
@@ -98,7 +98,6 @@ def save_clip(
         "tokenizer_config.json": json.dumps(tokenizer_settings, indent=2) + "\n",
     }
     for name, text in files.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     with replacing(folder / "model.safetensors") as temporary:
         save_parameters(temporary, KEY_TABLE, parameters)

@@ -8,7 +8,7 @@ from absl import flags
 
 from mlclip_jax import recipes
 from mlclip_jax.errors import InputError
-from mlclip_jax.files import make_folder, read_json, replacing
+from mlclip_jax.files import make_folder, read_json, write_json
 from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, POSITIVE
 from mlclip_jax.wording import counted
 
@@ -44,8 +44,7 @@ def main(values: flags.FlagValues) -> None:
     else:
         _write_templates(output, config, label_names)
     figures = generate.summarise(output, label_names, find, config.get("number", 0))
-    with replacing(_beside(output, "report")) as temporary:
-        temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_json(_beside(output, "report"), figures)
     print(_described(output, figures))
 
 
@@ -74,8 +73,7 @@ def _hold_config(output, config, label_names):
             raise InputError(
                 f"{output} holds texts with {'; '.join(differing)}: give what it has, or another --output"
             )
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(here, indent=2) + "\n", encoding="utf-8")
+    write_json(path, here)
 
 
 def _beside(output, what):
@@ -84,12 +82,10 @@ def _beside(output, what):
 
 def _write_templates(output, config, label_names):
     from mlclip_jax.texts.files import save_texts
-    from mlclip_jax.texts.label_sets import sample_label_sets
+    from mlclip_jax.texts.sources import label_sets
     from mlclip_jax.texts.templates import write_texts
 
-    labels = sample_label_sets(
-        config.seed, config.number, len(label_names), config.max_labels, **_how_sets_are_drawn(config)
-    )
+    labels = label_sets(config, config.number, len(label_names), config.seed)
     save_texts(output, write_texts(labels, label_names, config.seed), labels, label_names)
 
 
@@ -105,6 +101,7 @@ def _write_captions(output, config, label_names, synonyms):
 def _write_conversations(output, config, label_names, find):
     from mlclip_jax.texts import generate
     from mlclip_jax.texts.conversations import converse
+    from mlclip_jax.texts.label_sets import read_size_weights
     from mlclip_jax.texts.language_model import local_model, served_model
 
     model, how = config.language_model.to_dict(), config.conversation.to_dict()
@@ -123,20 +120,18 @@ def _write_conversations(output, config, label_names, find):
             yield from converse(local_model(model["model"], **sampling), combinations, **how)
 
     combinations = generate.draw_combinations(
-        config.seed, config.number, label_names, config.max_labels, **_how_sets_are_drawn(config)
+        config.seed,
+        config.number,
+        label_names,
+        config.max_labels,
+        per_combination=config.per_combination,
+        size_weights=read_size_weights(config.size_weights, config.max_labels),
     )
     generate.write_answers(output, combinations, answers, model=model["model"])
     if generate.is_empty(output):
         raise InputError(
             f"all of the model's answers were rejected; {generate.rejected_beside(output)} has them and why"
         )
-
-
-def _how_sets_are_drawn(config):
-    from mlclip_jax.texts.label_sets import read_size_weights
-
-    weights = read_size_weights(config.size_weights, config.max_labels)
-    return {"per_combination": config.per_combination, "size_weights": weights}
 
 
 def _described(output, figures):

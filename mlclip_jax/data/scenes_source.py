@@ -1,5 +1,6 @@
 """The built-in world as a dataset like any other: `scenes:train` and `scenes:test`."""
 
+import functools
 import io
 
 import numpy as np
@@ -22,7 +23,7 @@ LABEL_SETS = {"first": LABELS, "other": OTHER_LABELS, "all": LABELS + OTHER_LABE
 def read_scenes(
     split: str, *, number: int = 1_000, difficulty: str = "hard", labels: str = "first"
 ) -> Source:
-    """Scenes with labels and captions, which are drawn when they are asked for.
+    """Scenes with labels and captions, drawn at once, as what a scene shows is known when it is drawn.
 
     Args:
       split: one of `SPLITS`, whose scenes are others.
@@ -42,10 +43,7 @@ def read_scenes(
             raise InputError(f"scenes: has no {what} {value!r}; there are {', '.join(known)}")
     if number < 1:
         raise InputError(f"scenes:{split},number={number} holds none; give at least 1")
-    scenes = Scenes(
-        SPLITS[split], number, label_names=LABEL_SETS[labels], difficulty=DIFFICULTIES[difficulty]
-    )
-    drawn = [scenes[index] for index in range(number)]
+    drawn = _drawn(split, number, difficulty, labels)
 
     def read(index):
         file = io.BytesIO()
@@ -57,6 +55,13 @@ def read_scenes(
         [f"{index:06}.png" for index in range(number)],
         read,
         labels=np.stack([scene.labels for scene in drawn]),
-        label_names=scenes.label_names,
+        label_names=LABEL_SETS[labels],
         captions=[scene.caption or "" for scene in drawn],
     )
+
+
+@functools.lru_cache(maxsize=2)  # a run opens its images for their labels, and again to embed them
+def _drawn(split, number, difficulty, labels):
+    label_names = LABEL_SETS[labels]
+    scenes = Scenes(SPLITS[split], number, label_names=label_names, difficulty=DIFFICULTIES[difficulty])
+    return [scenes[index] for index in range(number)]

@@ -64,7 +64,8 @@ def read_images(
         if load_backbone is None or folder is None:
             raise ValueError("images need a backbone to embed them with, and a folder to keep that in")
         opened = open_images(split)
-        images = embedded_once(opened, load_backbone(), folder, features=wanted, max_skipped=max_skipped)
+        made = embed_once(opened, load_backbone(), folder, features=wanted, max_skipped=max_skipped)
+        images = read_embeddings(made)
     missing = [name for name in reads if name not in images.features]
     if missing:
         raise InputError(
@@ -94,22 +95,22 @@ def read_images(
     )
 
 
-def embedded_once(
+def embed_once(
     source: Source,
     backbone: Backbone,
     folder: str | os.PathLike,
     *,
     features: Sequence[str] = ("image",),
     max_skipped: float = MAX_SKIPPED,
-) -> Embeddings:
-    """The embeddings of a source, made now or found in a subfolder of `folder` that is named after both."""
+) -> Path:
+    """The embeddings of a source, made now or before, in a subfolder of `folder` that is named after both."""
     origin = backbone.image_origin.replace(name="", revision="").to_dict()  # its hash tells which it is
     known = [source.folder, source.digest, source.changes(), origin, list(features)]
     known = json.dumps(known, sort_keys=True)
     folder = Path(folder) / hashlib.sha256(known.encode()).hexdigest()[:16]
     with all_or_none():  # of several processes, each embeds its share
         embed_images(backbone, source, folder, features=features, max_skipped=max_skipped)
-    return read_embeddings(folder)
+    return folder
 
 
 def _aligned_labels(path, split, images, label_names, flag):

@@ -21,7 +21,7 @@ from mlclip_jax.data.pipeline import Skipped
 from mlclip_jax.embeddings.rows import refused_parquet
 from mlclip_jax.embeddings.store import LABELS, MANIFEST, METADATA, VERSION, read_manifest, shard_path
 from mlclip_jax.errors import InputError
-from mlclip_jax.files import locked, make_folder, replacing
+from mlclip_jax.files import locked, make_folder, replacing, write_json
 from mlclip_jax.progress import note, progress_bar
 from mlclip_jax.provenance import Origin
 
@@ -249,9 +249,7 @@ def _finish(folder, description, shards, skipped):
 
 
 def _write_manifest(folder, manifest):
-    with replacing(folder / MANIFEST) as temporary:
-        content = manifest | {"origin": manifest["origin"].to_dict()}
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, manifest | {"origin": manifest["origin"].to_dict()})
 
 
 def _read_skipped(folder, shard):

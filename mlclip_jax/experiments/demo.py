@@ -20,7 +20,7 @@ from mlclip_jax.data.scenes import LABELS, OTHER_LABELS
 from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.experiments.scenes import BACKBONE, COSINE, cosines, embedded_scenes, mean_and_spread, score
-from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.files import make_folder, write_text
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.report import draw_predictions, markdown_table
 from mlclip_jax.runs import load, read_run
@@ -59,8 +59,7 @@ def demo(
     make_folder(workdir)
     backbone = load_backbone(BACKBONE)
     split = {name: embedded_scenes(workdir / name, backbone, *FOLDERS[name]) for name in FOLDERS}
-    with replacing(workdir / "labels.txt") as temporary:
-        temporary.write_text("\n".join(LABELS) + "\n", encoding="utf-8")
+    write_text(workdir / "labels.txt", "\n".join(LABELS) + "\n")
 
     seconds, runs, trained_on = {}, {}, {COSINE: "nothing"}
     for variant, method in METHODS.items():
@@ -106,8 +105,7 @@ def demo(
         f"on {jax.device_count()} {jax.devices()[0].device_kind} device{'s' * (jax.device_count() > 1)}.",
     ]
     said = "\n".join([table, "", *notes])
-    with replacing(workdir / "table.md") as temporary:
-        temporary.write_text(said + "\n", encoding="utf-8")
+    write_text(workdir / "table.md", said + "\n")
     _draw(workdir, images)
     if report:
         report(f"\n{said}\n\n{workdir / 'table.md'}\n{workdir / 'predictions.png'}")

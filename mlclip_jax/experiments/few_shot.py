@@ -18,7 +18,7 @@ from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import read_embeddings, write_embeddings
 from mlclip_jax.experiments.scenes import BACKBONE, COSINE, cosines, embedded_scenes, mean_and_spread, score
-from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.files import make_folder, write_text
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.report import markdown_table
 from mlclip_jax.runs import read_run
@@ -66,8 +66,7 @@ def few_shot(
     workdir = Path(workdir)
     make_folder(workdir)
     backbone = load_backbone(BACKBONE)
-    with replacing(workdir / "labels.txt") as temporary:
-        temporary.write_text("\n".join(LABELS) + "\n", encoding="utf-8")
+    write_text(workdir / "labels.txt", "\n".join(LABELS) + "\n")
     scenes, cosines = _scenes(workdir, "scenes", backbone)
     other, other_cosines = _scenes(workdir, "other", backbone)
     every = np.arange(len(scenes))
@@ -103,8 +102,7 @@ def few_shot(
         f"Backbone: {BACKBONE}, 64x64 pixels, prompt {CLASS_TEMPLATE!r}.",
     ]
     said = "\n".join([markdown_table(header, rows), "", *notes])
-    with replacing(workdir / "table.md") as temporary:
-        temporary.write_text(said + "\n", encoding="utf-8")
+    write_text(workdir / "table.md", said + "\n")
     if report:
         report(f"\n{said}\n\n{workdir / 'table.md'}")
     return rows

@@ -1,6 +1,5 @@
 """Many runs of one recipe, over values of its keys: a table with mean and spread, a CSV, and a plot."""
 
-import csv
 import functools
 import itertools
 import json
@@ -17,7 +16,7 @@ from mlclip_jax.distributed.processes import all_or_none, held_by_this_run, is_f
 from mlclip_jax.errors import InputError
 from mlclip_jax.evaluation import write_evaluation
 from mlclip_jax.experiments.scenes import mean_and_spread
-from mlclip_jax.files import make_folder, read_json, replacing
+from mlclip_jax.files import make_folder, read_json, write_rows, write_text
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.options import nearest
 from mlclip_jax.recipes import check_same_run, flat_config, read_config
@@ -25,7 +24,7 @@ from mlclip_jax.report import markdown_table, plot_figures
 from mlclip_jax.runs import EMBEDDED, load_backbone_of, read_run
 from mlclip_jax.training.preparation import MAY_CHANGE, check, prepare, with_loss_constants
 from mlclip_jax.training.together import make_program, may_train_together, runs_at_once, train_together
-from mlclip_jax.training.train import train
+from mlclip_jax.training.train import train_prepared
 from mlclip_jax.wording import counted
 
 SEED = "seed"  # runs that differ in it alone are one row of the table
@@ -203,7 +202,7 @@ def _train_and_score(points, embedded, load_backbone):
             program = program or make_program(runs[0])
             train_together(runs, program)
         else:
-            train(points[0].config, points[0].workdir, score=False)
+            train_prepared(runs[0], score=False)
         trained = [read_run(run.workdir) for run in runs]
         with all_or_none():
             for run, one in zip(runs, trained):
@@ -248,11 +247,7 @@ def _write(workdir, config, over, rows):
     names = "table.md", "sweep.csv", "sweep.png"
     table, sheet, plot = (workdir / name for name in names)
     if is_first():
-        with replacing(table) as temporary:
-            temporary.write_text(said + "\n", encoding="utf-8")
-        with replacing(sheet) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, [*over, MAP])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_text(table, said + "\n")
+        write_rows(sheet, rows)
         plot_figures(plot, keys, figures, f"{MAP} (%)")
     return "\n".join([said, "", *map(str, (table, sheet, plot))])

@@ -1,6 +1,5 @@
 """TaI-Adapter's tables and figures, the published figures beside ours (arXiv 2312.04160)."""
 
-import csv
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +11,7 @@ from ml_collections import ConfigDict
 
 from mlclip_jax import recipes
 from mlclip_jax.data.datasets import open_images
-from mlclip_jax.embeddings.embed import embed_images
-from mlclip_jax.embeddings.labelled import read_images
+from mlclip_jax.embeddings.labelled import embed_once, read_images
 from mlclip_jax.errors import InputError
 from mlclip_jax.experiments.centroids import compare_centroids
 from mlclip_jax.experiments.scenes import COSINE, cosines, mean_and_spread, score
@@ -34,11 +32,10 @@ from mlclip_jax.experiments.tai_published import (
     SOURCES,
     UNTRAINED,
 )
-from mlclip_jax.files import make_folder, read_json, replacing
+from mlclip_jax.files import make_folder, read_json, write_rows, write_text
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.options import nearest, split_options
 from mlclip_jax.progress import note
-from mlclip_jax.provenance import digest
 from mlclip_jax.report import markdown_table, plot_figures
 from mlclip_jax.runs import EMBEDDED, load_backbone_of
 from mlclip_jax.texts.captions import label_captions
@@ -131,12 +128,8 @@ def reproduce(
     title = f"TaI-Adapter (arXiv 2312.04160), {experiment.title}."
     said = "\n\n".join(["  \n".join([title, *notes]), table])
     sheet = workdir / "figures.csv"
-    with replacing(sheet) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    with replacing(workdir / "table.md") as temporary:
-        temporary.write_text(said + "\n", encoding="utf-8")
+    write_rows(sheet, rows)
+    write_text(workdir / "table.md", said + "\n")
     if report:
         report("\n".join([said, "", *map(str, (workdir / "table.md", sheet, *pictures))]))
     return rows
@@ -274,10 +267,9 @@ def on_embeddings(config: ConfigDict, folder: Path) -> ConfigDict:
     backbone = load_backbone_of(config)
     for part in (config.examples, config.evaluation):
         if part.images:
-            known = f"{part.images} {config.encoding.to_json(sort_keys=True)} {backbone.image_origin.sha256}"
-            path = folder / digest([np.frombuffer(known.encode(), np.uint8)])[:16]
-            embed_images(backbone, open_images(part.images), path, max_skipped=config.max_skipped)
-            part.embeddings, part.images = str(path), None
+            source, allowed = open_images(part.images), config.max_skipped
+            part.embeddings = str(embed_once(source, backbone, folder, max_skipped=allowed))
+            part.images = None
     return config
 
 

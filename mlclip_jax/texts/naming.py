@@ -39,21 +39,6 @@ class _Word(NamedTuple):
     noun: bool = True
 
 
-def named_labels(
-    label_names: Sequence[str],
-    synonyms: Mapping[str, Sequence[str]] | None = None,
-    *,
-    spacy_model: str | None = None,
-) -> Callable[[str], list[int]]:
-    """What tells of a text which labels it names; see `label_finder`, which reads many texts at once.
-
-    Returns:
-      A function of a text that gives the indices of the labels that it names, in ascending order.
-    """
-    find = label_finder(label_names, synonyms, spacy_model=spacy_model)
-    return lambda text: next(find([text]))
-
-
 def label_finder(
     label_names: Sequence[str],
     synonyms: Mapping[str, Sequence[str]] | None = None,

@@ -275,7 +275,12 @@ class Checkpoints:
 
 def has_checkpoints(folder: str | os.PathLike) -> bool:
     """Whether there is a whole checkpoint in a folder, which need not exist."""
-    return any(path.name.isdigit() for path in Path(folder).glob("*"))
+    return bool(saved_steps(folder))
+
+
+def saved_steps(folder: str | os.PathLike) -> list[int]:
+    """The steps of the whole checkpoints in a folder, which need not exist."""
+    return [int(path.name) for path in Path(folder).glob("*") if path.name.isdigit()]
 
 
 class _Best:

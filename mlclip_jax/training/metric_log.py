@@ -10,7 +10,7 @@ import numpy as np
 
 from mlclip_jax.distributed.processes import is_first
 from mlclip_jax.errors import InputError
-from mlclip_jax.files import replacing
+from mlclip_jax.files import write_text
 from mlclip_jax.progress import warn
 
 NONFINITE = "nonfinite.jsonl"
@@ -109,9 +109,7 @@ def _append(path, content):
 def _cut(path, step):
     """Leaves the lines of a file up to a step; makes it where it is missing."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    with replacing(path) as temporary:
-        kept = (line + "\n" for line in lines if _step_of(line) <= step)
-        temporary.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(line + "\n" for line in lines if _step_of(line) <= step))
 
 
 def _step_of(line):

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from mlclip_jax import calibration, methods, perturbation, recipes
@@ -32,7 +33,7 @@ from mlclip_jax.runs import (
     write_trained_on,
 )
 from mlclip_jax.training import optimizers
-from mlclip_jax.training.checkpoints import has_checkpoints
+from mlclip_jax.training.checkpoints import has_checkpoints, saved_steps
 from mlclip_jax.training.examples import Examples
 from mlclip_jax.training.inputs import begin_from, read_data
 from mlclip_jax.training.loop import open_workdir, run_conditions
@@ -83,13 +84,17 @@ class Prepared:
     @property
     def latest_step(self) -> int:
         """Of its newest checkpoint, or 0."""
-        found = (self.workdir / "checkpoints").glob("*")
-        return max((int(path.name) for path in found if path.name.isdigit()), default=0)
+        return max(saved_steps(self.workdir / "checkpoints"), default=0)
 
     @property
     def described(self) -> dict:
         """The config as plain values, for JSON."""
         return json.loads(self.config.to_json())
+
+    def indices(self, first: int, end: int) -> Int[np.ndarray, "S B"]:
+        """The examples of steps `first` to `end - 1`."""
+        size = self.config.train.batch_size
+        return np.stack([self.examples.indices(self.config.seed, t, size) for t in range(first, end)])
 
     def train_step(self) -> Step:
         """One step on one device; see `step.make_train_step`."""
@@ -209,7 +214,9 @@ MAY_CHANGE = (
     "recipe",
     "init",
     "evaluation.",
-    "examples.",
+    "examples.embeddings",
+    "examples.images",
+    "examples.labels",
     "max_skipped",
     "backbone",
     "encoding.shard_parameters",

@@ -38,7 +38,7 @@ from mlclip_jax.distributed.sharding import (
     replicated,
 )
 from mlclip_jax.errors import InputError
-from mlclip_jax.files import replacing
+from mlclip_jax.files import write_json
 from mlclip_jax.metrics import PROTOCOLS, mean_average_precision
 from mlclip_jax.nnx_boundary import merge_module, split_module
 from mlclip_jax.progress import note
@@ -207,8 +207,7 @@ def pretrain(config: ConfigDict, workdir: str | os.PathLike) -> dict:
             if is_first():
                 trained = local_copy(state["parameters"]["clip"], mesh)
                 save_clip(folder, model_config, trained, tokenizer, examples.image_processor)
-                with replacing(folder / "figures.json") as temporary:
-                    temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+                write_json(folder / "figures.json", figures)
     return figures
 
 

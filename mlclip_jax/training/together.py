@@ -78,10 +78,6 @@ def train_together(runs: Sequence[Prepared], program: Callable[..., tuple[dict, 
     data = place(data, whole)
     frozen, hyper = stack(*(run.frozen for run in runs)), stack(*(run.hyper for run in runs))
 
-    def indices_of(run, first, end):
-        steps = range(first, end)
-        return np.stack([run.examples.indices(run.config.seed, t, train.batch_size) for t in steps])
-
     with (
         contextlib.ExitStack() as opened,
         progress_bar(train.steps, f"training {len(runs)} at once", "steps") as bar,
@@ -104,7 +100,7 @@ def train_together(runs: Sequence[Prepared], program: Callable[..., tuple[dict, 
         bar.update(step)
         while step < train.steps:
             end = next_boundary(step, train)
-            indices = stack(*(start + indices_of(run, step, end) for run, start in zip(runs, starts)))
+            indices = stack(*(start + run.indices(step, end) for run, start in zip(runs, starts)))
             steps = place(np.arange(step, end, dtype=np.int32), whole)
             state, metrics = program(state, frozen, data, indices, steps, hyper)
             metrics = local_copy(metrics, mesh)

@@ -44,7 +44,7 @@ from mlclip_jax.training.loop import (
     resume,
     run_steps,
 )
-from mlclip_jax.training.preparation import prepare
+from mlclip_jax.training.preparation import Prepared, prepare
 from mlclip_jax.training.step import make_chunk, sum_and_count_of
 
 
@@ -72,7 +72,13 @@ def train(
     Raises:
       InputError: the recipe, what it names, or the folder cannot be used.
     """
-    run = prepare(config, workdir)
+    return train_prepared(prepare(config, workdir), score=score, report=report)
+
+
+def train_prepared(
+    run: Prepared, *, score: bool = True, report: Callable[[str], object] | None = None
+) -> dict:
+    """The same for a run that `preparation.prepare` made ready."""
     config, workdir, examples, images = run.config, run.workdir, run.examples, run.images
     mesh = make_mesh(label_shards=config.train.label_shards)
     note(describe_mesh(mesh, config.train.batch_size))
@@ -88,12 +94,8 @@ def train(
         # The backbone's work is in the data already; what is frozen are the class embeddings and the like.
         return lambda state, *inputs: parallel(state, frozen_on_device, *inputs, run.hyper)
 
-    def indices_of(first, end):
-        size = config.train.batch_size
-        return np.stack([examples.indices(config.seed, t, size) for t in range(first, end)])
-
     end_after = functools.partial(next_boundary, train=config.train)
-    run_chunk = make_run_chunk(compiled, examples.data, indices_of, end_after, mesh)
+    run_chunk = make_run_chunk(compiled, examples.data, run.indices, end_after, mesh)
 
     def evaluate_on(images, state):
         own = local_copy((state["parameters"], frozen_on_device), mesh)
@@ -101,7 +103,7 @@ def train(
         return figures_on_the_way(config, scores, np.asarray(images.labels))
 
     def names_of(t):
-        return examples.suspects(indices_of(t, t + 1)[0])
+        return examples.suspects(run.indices(t, t + 1)[0])
 
     scored_on = None
     if images is not None and config.train.evaluate_every:

@@ -25,7 +25,7 @@ from mlclip_jax.data.sources import read_folder
 from mlclip_jax.data.tables import read_table
 from mlclip_jax.embeddings import shards
 from mlclip_jax.embeddings.embed import embed_images, encode_images
-from mlclip_jax.embeddings.labelled import embedded_once
+from mlclip_jax.embeddings.labelled import embed_once
 from mlclip_jax.embeddings.rows import Rows, blocks
 from mlclip_jax.embeddings.store import read_embeddings, read_manifest
 
@@ -350,11 +350,14 @@ def test_rows_are_an_array(tmp_path_factory, sizes, data):
 def test_what_is_kept_of_images_follows_the_images(backbone, photographs, tmp_path):
     shutil.copytree(photographs, tmp_path / "images")
     source = read_table(tmp_path / "images/table.csv")
-    first = embedded_once(source, backbone, tmp_path / "kept")
-    assert embedded_once(source, backbone, tmp_path / "kept").vectors[0].tolist() == first.vectors[0].tolist()
+    first = read_embeddings(embed_once(source, backbone, tmp_path / "kept"))
+    assert (
+        read_embeddings(embed_once(source, backbone, tmp_path / "kept")).vectors[0].tolist()
+        == first.vectors[0].tolist()
+    )
     assert len(list((tmp_path / "kept").iterdir())) == 1
     shutil.copy(photographs / "01.png", tmp_path / "images/00.png")
-    changed = embedded_once(source, backbone, tmp_path / "kept").vectors
+    changed = read_embeddings(embed_once(source, backbone, tmp_path / "kept")).vectors
     np.testing.assert_allclose(changed[0], first.vectors[1], rtol=0, atol=1e-5)
 
 

@@ -17,7 +17,7 @@ from mlclip_jax.data.benchmarks import VOC_LABELS
 from mlclip_jax.data.tables import labels_in_order, read_table
 from mlclip_jax.files import read_json
 from mlclip_jax.texts.captions import label_captions, read_captions
-from mlclip_jax.texts.naming import SYNONYMS, label_finder, named_labels, read_synonyms
+from mlclip_jax.texts.naming import SYNONYMS, label_finder, read_synonyms
 from mlclip_jax.texts.templates import SINGULAR_NOUNS, inflect_engine, write_texts
 
 MULTICLIP = DATA / "captions" / "multiclip_train.csv"
@@ -27,6 +27,12 @@ COCO = list(TABLES["coco"])
 WORDS = ("hot", "dog", "dogs", "stand", "fire", "truck", "truck's", "trucks", "car", "cargo", "a", ",")
 NAMES = ("dog", "hot dog", "dog stand", "fire truck", "fire", "truck", "car", "a dog", "stand fire")
 SYNONYM_SETS = {"dog": ["hot truck"], "car": ["truck car", "dog"], "fire": ["hot"], "truck": ["hot", "stand"]}
+
+
+def named_labels(*arguments, **options):
+    """`label_finder` of one text at a time."""
+    find = label_finder(*arguments, **options)
+    return lambda text: next(find([text]))
 
 
 def names_in(text, label_names, synonyms=None, **options):
@@ -97,9 +103,9 @@ def test_the_order_of_labels_and_synonyms_makes_no_difference(text, label_names,
 
 def test_hashes_of_strings_make_no_difference():
     code = (
-        "import json, sys; from mlclip_jax.texts.naming import named_labels\n"
-        "texts, names, synonyms = json.load(sys.stdin); find = named_labels(names, synonyms)\n"
-        "print([find(text) for text in texts])"
+        "import json, sys; from mlclip_jax.texts.naming import label_finder\n"
+        "texts, names, synonyms = json.load(sys.stdin); find = label_finder(names, synonyms)\n"
+        "print(list(find(texts)))"
     )
     given = json.dumps([[" ".join(np.roll(WORDS, i)) for i in range(len(WORDS))], NAMES, SYNONYM_SETS])
     runs = [
