@@ -18,7 +18,7 @@ PROTOCOLS = {
 CALIBRATIONS = ("none", "platt", "temperature", "isotonic")
 THRESHOLD_RULES = ("half", "f1", "micro_f1", "precision", "recall")
 
-ENSEMBLES = ("tai_adapter", "tai_dpt", "standardised")  # keys of `ensembling.ENSEMBLES`
+ENSEMBLES = ("tai_adapter", "tai_dpt", "standardised", "mean")  # keys of `ensembling.ENSEMBLES`
 
 STORAGE = ("float32", "bfloat16", "float16")  # dtypes of embeddings in files
 SHARD_ROWS = 4096  # images in one file of embeddings, at most; what a kill loses is computed again

@@ -1,4 +1,4 @@
-"""Scores of several methods made into one, as the published text-as-image methods do it, by name."""
+"""Scores of several methods or seeds made into one, by the name of the rule."""
 
 from collections.abc import Callable, Sequence
 
@@ -41,10 +41,16 @@ def standardised(scores: Sequence[Scores]) -> Scores:
     return np.mean([np.asarray(standardise(one)) for one in scores], axis=0)
 
 
+def mean(scores: Sequence[Scores]) -> Scores:
+    """The scores as they come, averaged: what seeds of one method are made into."""
+    return np.mean(scores, axis=0)
+
+
 ENSEMBLES: dict[str, Callable[[Sequence[Scores]], Scores]] = {
     "tai_adapter": tai_adapter,
     "tai_dpt": tai_dpt,
     "standardised": standardised,
+    "mean": mean,
 }
 
 

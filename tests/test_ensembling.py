@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from mlclip_jax import InputError
 from mlclip_jax.cli import main
-from mlclip_jax.ensembling import ENSEMBLES, standardised, tai_adapter, tai_dpt
+from mlclip_jax.ensembling import ENSEMBLES, mean, standardised, tai_adapter, tai_dpt
 from mlclip_jax.scores import Scores, read_scores, write_scores
 
 matrices = arrays(np.float64, (4, 3), elements=st.floats(-50, 50))
@@ -35,6 +35,10 @@ def test_standardised_scores_do_not_depend_on_an_images_scale():
     scale, offset = random.uniform(1, 9, (6, 1)), random.normal(size=(6, 1))
     together = standardised([first, second])
     np.testing.assert_allclose(standardised([scale * first + offset, second]), together, atol=1e-5)
+
+
+def test_seeds_are_averaged_as_they_come():
+    np.testing.assert_array_equal(mean([np.array([[1.0, -2.0]]), np.array([[3.0, 5.0]])]), [[2.0, 1.5]])
 
 
 def test_the_command_aligns_the_files_and_keeps_labels_and_names(tmp_path):

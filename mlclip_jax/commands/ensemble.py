@@ -19,7 +19,7 @@ def main(values: flags.FlagValues) -> None:
     origin = f"{values.by} of {', '.join(one.origin or path for one, path in zip(known, paths))}"
     first, labels = known[0], known_labels(known)
     write_scores(values.output, Scores(together, first.label_names, first.names, labels, origin))
-    print(f"{values.output}: {len(together)} images, {values.by} of {len(paths)} methods")
+    print(f"{values.output}: {len(together)} images, {values.by} of {len(paths)} files")
 
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
@@ -32,7 +32,8 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "tai_adapter",
         ENSEMBLES,
         "tai_adapter: mean of the first's probabilities and the others scaled to [0, 1]; tai_dpt: both "
-        "scaled, the second weighing 0.9; standardised: mean of what is standardised image by image",
+        "scaled, the second weighing 0.9; standardised: mean of what is standardised image by image; mean: "
+        "of the scores as they come, for seeds of one method",
         flag_values=values,
     )
     flags.mark_flags_as_required(["scores", "output"], values)

@@ -1,6 +1,6 @@
 """Many runs in one program: one or several on each device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,9 @@ from mlclip_jax.distributed.sharding import AXIS, make_mesh
 RUNS = "runs"
 
 
-def make_runs_mesh() -> Mesh:
-    """A mesh whose axis `"runs"` goes over the devices of all processes, each of which has whole batches."""
-    devices = make_mesh().devices.reshape(-1, 1)
+def make_runs_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh whose axis `"runs"` goes over devices, by default of all processes; each has whole batches."""
+    devices = make_mesh(devices).devices.reshape(-1, 1)
     return Mesh(devices, (RUNS, AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
 
 

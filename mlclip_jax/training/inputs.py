@@ -21,7 +21,7 @@ from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import Embeddings, embedding_files, read_embeddings, write_embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.perturbation import shift_texts
-from mlclip_jax.progress import note
+from mlclip_jax.progress import note, warn
 from mlclip_jax.provenance import fingerprint, hash_names
 from mlclip_jax.runs import random_buffers, read_run
 from mlclip_jax.texts.label_sets import check_label_names, read_names
@@ -30,6 +30,8 @@ from mlclip_jax.texts.sources import check_coverage, label_sets, training_texts
 from mlclip_jax.texts.templates import CLASS_TEMPLATE
 from mlclip_jax.training.examples import Examples
 from mlclip_jax.wording import counted
+
+DROWNED = 5  # times as long as embeddings, noise leaves nothing of them; the published radius is 2.5 times
 
 
 def read_data(
@@ -86,7 +88,20 @@ def read_data(
                 f"--config.perturbation.{radius}={config.perturbation[radius]:g} moves nothing, as the run "
                 f"trains on {examples}; set it to 0"
             )
+        if rows is not None:
+            _warn_of_noise(f"--config.perturbation.{radius}", config.perturbation[radius], rows)
     return class_embeddings, examples, scored
+
+
+def _warn_of_noise(flag, radius, rows):
+    """Embeddings are often stored L2-normalised, and radii are meant for those that are not."""
+    length = float(np.median(np.linalg.norm(np.asarray(rows.vectors[:1000], np.float32), axis=1)))
+    if radius > DROWNED * length:
+        warn(
+            f"{flag}={radius:g} is noise {radius / max(length, 1e-12):.0f} times as long as the embeddings "
+            f"it is added to (median {length:.2g}): if they are L2-normalised, store them as the backbone "
+            "gives them, or lower the radius"
+        )
 
 
 def with_limited_labels(images: Embeddings, settings: ConfigDict, seed: int) -> Embeddings:

@@ -1,5 +1,7 @@
 """TaI-Adapter's tasks by argument: few-shot and partial labels, from the recipe to a scored run."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -51,6 +53,17 @@ def test_few_shot_trains_on_texts_and_on_few_images(world, tmp_path, capsys):
     # Of the 200 that it is scored on, which the table warns of.
     assert f"of exactly these images {len(chosen)} were trained on" in said.out
     assert read_run(tmp_path).config.perturbation.image_radius == 1
+
+
+def test_noise_that_drowns_normalised_embeddings_is_warned_of(world, tmp_path, caplog):
+    prepared(world, tmp_path / "as they are", "task=few_shot,shots=2")
+    assert "noise" not in caplog.text
+    known = np.load(world / "class_embeddings.npz")
+    unit = known["embeddings"] / np.linalg.norm(known["embeddings"], axis=1, keepdims=True)
+    np.savez(tmp_path / "unit.npz", names=known["names"], embeddings=unit)
+    changes = {"texts.class_embeddings": str(tmp_path / "unit.npz"), "perturbation.radius": 9.0}
+    prepared(world, tmp_path / "unit", "task=zero_shot", **changes | {"examples.embeddings": ""})
+    assert re.search(r"perturbation.radius=9 is noise 1\d times as long as the embeddings", caplog.text)
 
 
 def test_each_image_comes_as_often_as_each_text_unless_a_share_is_given(world, tmp_path):
