@@ -150,11 +150,12 @@ def points_of(config: ConfigDict, over: Mapping[str, Sequence[Any]], workdir: Pa
         own = dict(zip(over, values))
         changed = ConfigDict(config.copy_and_resolve_references())
         changed.update_from_flattened_dict(own)
-        name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in own.items())
-        points.append(Point(own, changed, workdir / re.sub(r"[^\w.,=+-]", "_", name)))
+        # Without commas, which separate folders in other commands' flags.
+        name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in own.items())
+        points.append(Point(own, changed, workdir / re.sub(r"[^\w.=+-]", "_", name)))
     if len({point.workdir for point in points}) < len(points):  # values that only differ in odd characters
         points = [
-            point._replace(workdir=workdir / f"{number:04},{point.workdir.name}")
+            point._replace(workdir=workdir / f"{number:04}_{point.workdir.name}")
             for number, point in enumerate(points)
         ]
     return points

@@ -40,7 +40,7 @@ def swept(world, tmp_path_factory):
 
 
 def folder_of(workdir, radius, seed):
-    return workdir / f"radius={radius},seed={seed}"
+    return workdir / f"radius={radius}_seed={seed}"
 
 
 def test_runs_together_are_the_runs_alone(world, swept, tmp_path):

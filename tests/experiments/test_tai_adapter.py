@@ -115,7 +115,7 @@ def test_at_zero_nothing_is_shifted(partial):
         ("0.5", "0"),
         ("0.5", "1"),
     ]
-    folders = {"zero_shot": "zero_shot/seed=0", "partial_labels": "sweep/known=0.5,seed=0"}
+    folders = {"zero_shot": "zero_shot/seed=0", "partial_labels": "sweep/known=0.5_seed=0"}
     for task, folder in folders.items():
         config, recipe = (
             recipes.read_config(partial / "scenes" / folder),
