@@ -78,7 +78,8 @@ def get_config(variant=""):
         config.perturbation.radius = 23.0  # by the same rule
     set_task(config, options)
     if variant == "embeddings":
-        del config.backbone, config.encoding, config.texts.labels, config.texts.sources
+        del config.backbone, config.encoding
+        del config.texts.labels, config.texts.templates, config.texts.sources
         del config.evaluation.images, config.examples.images
         config.texts.class_embeddings = placeholder(str)  # .npz or .npy, a row per class
     if variant in IMAGES:

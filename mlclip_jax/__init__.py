@@ -4,9 +4,14 @@ import importlib
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["InputError", "load", "load_backbone"]
+__all__ = ["InputError", "load", "load_backbone", "load_zero_shot"]
 
-_NAMES = {"InputError": "errors", "load": "runs", "load_backbone": "backbones"}
+_NAMES = {
+    "InputError": "errors",
+    "load": "runs",
+    "load_backbone": "backbones",
+    "load_zero_shot": "untrained",
+}
 _MODULES = (
     "backbones",
     "calibration",

@@ -16,6 +16,7 @@ from mlclip_jax.files import write_json, write_rows
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.runs import Run
 from mlclip_jax.scores import Scores, write_scores
+from mlclip_jax.texts.templates import describe_templates
 from mlclip_jax.zero_shot import cosine_scores
 
 PER_CLASS = "per_class.csv"  # as evaluation.json has it
@@ -29,8 +30,8 @@ def evaluate(
     """Scores runs on the same images, and compares them with plain cosine and with one another.
 
     Runs whose configs differ in nothing but the seed are one method. Each run's own figures and scores are
-    written to `evaluation.json`, `per_class.csv` and `scores.npz` in its folder, unless it has other labels
-    than its own.
+    written to `evaluation.json`, `per_class.csv` and `scores.npz` in its folder, unless it has none, or other
+    labels than its own.
 
     Args:
       runs: from `read_run`; finished, and trained on the same class embeddings.
@@ -115,7 +116,7 @@ def _finite_scores(run, images):
     if bad.size:
         image = images.names[bad[0]] if images.names else f"row {bad[0]}"
         raise InputError(
-            f"{run.workdir} gives scores that are NaN or infinite, first for {image}; "
+            f"{run.name} gives scores that are NaN or infinite, first for {image}; "
             "its embedding, or the run, is damaged"
         )
     return scores
@@ -126,15 +127,13 @@ def _check(runs):
     for run in runs:
         own = run.class_embeddings.origin
         if (own.sha256, own.labels) != (class_embeddings.origin.sha256, class_embeddings.origin.labels):
-            raise InputError(
-                f"{runs[0].workdir} and {run.workdir} were trained on different class embeddings"
-            )
+            raise InputError(f"{runs[0].name} and {run.name} were trained on different class embeddings")
         if not run.finished and run.checkpoint == "latest":
             steps = f"step {run.step} of {run.config.train.steps}"
-            raise InputError(f"{run.workdir} stopped at {steps}; start its command again to finish it")
-        twin = trained.setdefault(json.dumps(_settings(run), sort_keys=True), run.workdir)
-        if twin is not run.workdir:
-            raise InputError(f"{twin} and {run.workdir} are the same run twice; leave one out")
+            raise InputError(f"{run.name} stopped at {steps}; start its command again to finish it")
+        twin = trained.setdefault(json.dumps(_settings(run), sort_keys=True), run)
+        if twin is not run:
+            raise InputError(f"{twin.name} and {run.name} are the same run twice; leave one out")
 
 
 def figures_of(
@@ -194,6 +193,8 @@ def _percent(fraction):
 
 
 def _write_evaluation(run, scores, cosine, images, described, protocol):
+    if run.workdir is None:
+        return
     labels = images.labels
     scorings = {name: rule for name, rule in SCORINGS.items() if name != "fused" or cosine is not None}
     ranked = {scoring: rule(scores, cosine) for scoring, rule in scorings.items()}
@@ -242,7 +243,9 @@ def _describe_protocol(runs, images, num_samples, protocol):
         "classes": f"{positive} of {len(class_embeddings.names)} have a positive and are counted",
         "images": f"{len(images)}, {images.origin.split}",
         "image size": "x".join(map(str, image_size)) or "not recorded",
-        "class texts": repr(origin.prompt) if origin.prompt else f"{origin.name}, prompt not recorded",
+        "class texts": describe_templates(origin.prompt)
+        if origin.prompt
+        else f"{origin.name}, prompt not recorded",
         "backbone": str(origin.encoder or "not recorded"),
     }
     if num_samples:

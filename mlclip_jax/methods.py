@@ -17,7 +17,8 @@ What else its class declares:
   the dimension that goes over the labels.
 
 - `TRAINABLE`: beginnings of the paths of what is trained, such as `("context",)`, where not every `nnx.Param`
-  is: a frozen tower inside a method stays frozen. Its `Frozen` variables are never trained.
+  is: a frozen tower inside a method stays frozen. Its `Frozen` variables are never trained. Of a method that
+  is never trained, `()`.
 """
 
 import importlib
@@ -35,6 +36,7 @@ METHODS = {
     "fc": "mlclip_jax.adapters.fc.FCAdapter",
     "mld": "mlclip_jax.adapters.mmm_mld.MLDAdapter",
     "ml_decoder": "mlclip_jax.adapters.ml_decoder.MLDecoder",
+    "zero_shot": "mlclip_jax.zero_shot.classifier.ZeroShot",
 }
 
 
@@ -47,7 +49,7 @@ class Method(NamedTuple):
       reads: names of the features that it reads.
       open_vocabulary: whether it takes other class embeddings after training.
       ranges: what its settings may be.
-      trainable: beginnings of the paths of what is trained; None: every parameter.
+      trainable: beginnings of the paths of what is trained; None: every parameter; (): nothing.
       make: `make(class_embeddings, rngs=rngs)` gives the module, with its `label_axes`.
     """
 
@@ -97,6 +99,8 @@ def with_open_vocabulary() -> str:
     titles = []
     for name in METHODS:
         made_by = _class_of(name)
+        if getattr(made_by, "TRAINABLE", None) == ():
+            continue
         if callable(made_by.open_vocabulary):
             titles.append(f"{made_by.TITLE} by some of its settings")
         elif made_by.open_vocabulary:

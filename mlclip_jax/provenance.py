@@ -24,7 +24,7 @@ class Origin:
       resize, decode, dtype, position_embeddings: how it saw and computed, see `load_backbone`.
       interpolation: the same, where it was chosen; antialias, clean: "yes" where positions were smoothed, and
         texts repaired.
-      template: the sentence that names were put into.
+      template: the sentence that names were put into; of several, a set's name, or one a line.
       source: SHA-256 of the images or texts that were embedded.
       split: where labelled images came from, as the user names it.
       labels: SHA-256 of the names of the labels.
@@ -70,12 +70,12 @@ class Origin:
 
     @property
     def prompt(self) -> str:
-        """The sentence that names were put into, by this or by what made a file's embeddings; or ""."""
+        """The `template` of this, or of what made a file's embeddings; or ""."""
         return (self.backbone or self).template
 
     def same_training(self, other: "Origin") -> bool:
         """Whether a run of this origin may resume from a checkpoint of the other."""
-        compared = ("sha256", "labels", "examples", "init")
+        compared = ("sha256", "template", "labels", "examples", "init")
         return all(getattr(self, key) == getattr(other, key) for key in compared)
 
     def to_dict(self) -> dict:

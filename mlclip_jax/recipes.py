@@ -99,6 +99,9 @@ def base(
 
     config.texts = ConfigDict()
     config.texts.labels = placeholder(str)  # text file, a label per line; by default the images' own
+    # What class embeddings are made by: a template, or averaged, a file or set of them such as "imagenet";
+    # by default "a photo of {labels}.".
+    config.texts.templates = ""
 
     config.evaluation = labelled_images()  # to score; left empty, the run only trains
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int8, Shaped
+from jaxtyping import Bool, Float, Int8, Shaped
 from PIL import Image
 
 from mlclip_jax.files import replacing
@@ -133,27 +133,29 @@ def draw_predictions(
     probabilities: Float[np.ndarray, "N K"],
     label_names: Sequence[str],
     *,
-    thresholds: Float[np.ndarray, " K"],
+    predicted: Bool[np.ndarray, "N K"],
     truth: Int8[np.ndarray, "N K"] | None = None,
     columns: int = 6,
+    percent: bool = True,
 ) -> None:
     """Draws images with their predicted labels below them.
 
     Args:
       path: of the PNG to write.
       images: N `PIL.Image`s or arrays.
-      probabilities: `(N, K)`.
+      probabilities: `(N, K)`, or scores.
       label_names: K names.
-      thresholds: `(K,)`; a label is predicted where its probability reaches its own.
+      predicted: `(N, K)`, which labels are.
       truth: `(N, K)` in {1, 0, -1}, or None. With it, right labels are green, wrong ones red, and what was
         missed is named in grey.
       columns: how many images stand side by side.
+      percent: whether probabilities are written, in percent; else scores.
 
     Raises:
       InputError: the file cannot be written.
     """
     lines = [
-        _label_lines(row, label_names, thresholds, None if truth is None else truth[i])
+        _label_lines(row, label_names, predicted[i], None if truth is None else truth[i], percent)
         for i, row in enumerate(probabilities)
     ]
     draw_grid(path, images, lines, columns)
@@ -220,13 +222,13 @@ def _narrow(drawn, width, renderer):
             drawn.set_text(f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}")
 
 
-def _label_lines(probabilities, label_names, thresholds, truth):
+def _label_lines(probabilities, label_names, predicted, truth, percent=True):
     """What is written below an image: pairs of text and colour, the most probable first."""
     lines = []
     for k in np.argsort(-probabilities):
-        predicted = probabilities[k] >= thresholds[k]
-        text = f"{label_names[k]} {100 * probabilities[k]:.0f}%"
-        if predicted:
+        written = f"{100 * probabilities[k]:.0f}%" if percent else f"{probabilities[k]:.2f}"
+        text = f"{label_names[k]} {written}"
+        if predicted[k]:
             colour = "black" if truth is None else {1: RIGHT, 0: WRONG, -1: "black"}[int(truth[k])]
             lines.append((text, colour))
         elif truth is not None and truth[k] == 1:

@@ -1,4 +1,4 @@
-"""A trained run: load, score, predict, with its own labels or with others."""
+"""A run: load, score, predict, with its own labels or with others."""
 
 import dataclasses
 import functools
@@ -119,16 +119,16 @@ def read_run(workdir: str | os.PathLike, *, calibrated: bool = True, checkpoint:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A trained run. Made by `load` or `read_run`.
+    """A trained run, made by `load` or `read_run`; or of a method that is never trained, by `untrained`.
 
     Attributes:
-      workdir: its folder.
+      workdir: its folder; None: it was never trained.
       config: its resolved recipe.
       class_embeddings: `Embeddings` of its K labels.
       graph: the method's `nnx.GraphDef`.
       parameters: nested dict of the trained arrays.
       frozen: dict of the arrays that the method reads and training leaves as they are.
-      step: of the checkpoint.
+      step: of the checkpoint; 0 without one.
       finished: whether the run has come to its end.
       checkpoint: which one this is of `choices.CHECKPOINTS`.
       calibration: a `Calibration`, or None.
@@ -136,7 +136,7 @@ class Run:
       backbone: a `Backbone`, or None.
     """
 
-    workdir: Path
+    workdir: Path | None
     config: ConfigDict
     class_embeddings: Embeddings
     graph: nnx.GraphDef
@@ -151,10 +151,18 @@ class Run:
 
     def __repr__(self) -> str:
         backbone = self.trained_on or "a backbone that is not recorded"
+        trained = "nothing trained"
+        if self.workdir is not None:
+            trained = f"{self.workdir}, step {self.step} of {self.config.train.steps}"
         return (
-            f"Run({self.method.title}, {self.workdir}, step {self.step} of {self.config.train.steps}, "
-            f"{len(self.label_names)} labels, on {backbone}{', calibrated' if self.calibration else ''})"
+            f"Run({self.method.title}, {trained}, {len(self.label_names)} labels, on {backbone}"
+            f"{', calibrated' if self.calibration else ''})"
         )
+
+    @property
+    def name(self) -> str:
+        """What errors call it: its folder, or its method where it has none."""
+        return self.method.title if self.workdir is None else str(self.workdir)
 
     @functools.cached_property
     def method(self) -> methods.Method:
@@ -167,8 +175,18 @@ class Run:
         return tuple(self.class_embeddings.names or ())
 
     @property
+    def gives_probabilities(self) -> bool:
+        """Whether it does: it is trained or calibrated. Else it gives scores, of which larger ones win."""
+        return self.workdir is not None or self.calibration is not None
+
+    @property
     def thresholds(self) -> Float[np.ndarray, " K"]:
-        """The probability from which each label is predicted: `mlclip calibrate`'s, or 0.5."""
+        """The probability from which each label is predicted: `mlclip calibrate`'s, or 0.5.
+
+        Raises:
+          InputError: it gives scores, which are no probabilities.
+        """
+        self._check_probabilities()
         return (
             np.full(len(self.label_names), 0.5) if self.calibration is None else self.calibration.thresholds
         )
@@ -191,10 +209,22 @@ class Run:
         return score_images(self.graph, self.parameters, self.frozen, images.only(self.method.reads))
 
     def probabilities(self, logits: Float[np.ndarray, "N K"]) -> Float32[np.ndarray, "N K"]:
-        """Probabilities of logits: by its calibration, if it has one; else a sigmoid."""
+        """Probabilities of logits: by its calibration, if it has one; else a sigmoid.
+
+        Raises:
+          InputError: as of `thresholds`.
+        """
+        self._check_probabilities()
         if self.calibration is None:
             return np.asarray(jax.nn.sigmoid(logits))
         return apply(self.calibration, logits).astype(np.float32)
+
+    def _check_probabilities(self):
+        if not self.gives_probabilities:
+            raise InputError(
+                f"the scores of {self.name} are no probabilities: choose the highest of each image, or give "
+                "the run a calibration"
+            )
 
     def predict(self, images: Sequence, captions: Sequence[str] | None = None) -> Float32[np.ndarray, "N K"]:
         """The probability of every label in every image.
@@ -204,13 +234,14 @@ class Run:
           captions: one of each image, where the method reads them.
 
         Returns:
-          Calibrated, if the run is; else the sigmoid of the logits.
+          Calibrated, if the run is; else the sigmoid of the logits; of a run without training the scores.
 
         Raises:
           InputError: an image cannot be read; it is named. Or captions are missing.
         """
         backbone = self.loaded_backbone()
-        return self.probabilities(self.score(encode_images(backbone, images, self.method.reads, captions)))
+        scores = self.score(encode_images(backbone, images, self.method.reads, captions))
+        return self.probabilities(scores) if self.gives_probabilities else scores
 
     def score_source(
         self, source: Source, skipped: Skipped, *, num_workers: int = 0
@@ -268,7 +299,7 @@ class Run:
         name = name or self.config.get("backbone") or (trained_on and trained_on.name)
         if name is None:
             raise InputError(
-                f"{self.workdir} does not record its backbone; embed the images with `mlclip embed`, or name "
+                f"{self.name} does not record its backbone; embed the images with `mlclip embed`, or name "
                 "it to `mlclip predict`: --backbone=FOLDER_OR_NAME"
             )
         recorded = trained_on is not None and name == trained_on.name
@@ -281,13 +312,14 @@ class Run:
     def _check_backbone(self, backbone):
         trained_on, width = self.trained_on, self.class_embeddings.vectors.shape[1]
         if trained_on and trained_on.sha256 != backbone.origin.sha256:
+            verb, by = ("embedded its labels", "by") if self.workdir is None else ("was trained", "on")
             raise InputError(
-                f"{self.workdir} was trained on {trained_on}, not on {backbone.origin}; "
-                "name the backbone that it was trained on"
+                f"{self.name} {verb} {by} {trained_on}, not {by} {backbone.origin}; "
+                f"name the backbone that it {verb} {by}"
             )
         if backbone.embedding_width != width:
             raise InputError(
-                f"{self.workdir} was trained on embeddings {width} wide, and {backbone.origin.name} "
+                f"{self.name} was trained on embeddings {width} wide, and {backbone.origin.name} "
                 f"makes them {backbone.embedding_width} wide; name the backbone that it was trained on"
             )
 
@@ -309,13 +341,13 @@ class Run:
         """
         if not self.method.open_vocabulary:
             raise InputError(
-                f"{self.workdir} holds {self.method.title}, which knows no labels but those it was trained "
+                f"{self.name} holds {self.method.title}, which knows no labels but those it was trained "
                 f"on; {methods.with_open_vocabulary()} do"
             )
         check_label_names(label_names, "the labels to carry over to")
         template = self.class_embeddings.origin.prompt
         if not template:
-            raise InputError(f"{self.workdir} does not record the sentence that its labels were put into")
+            raise InputError(f"{self.name} does not record the sentence that its labels were put into")
         backbone = self.loaded_backbone()
         embeddings = embed_names(backbone, label_names, template)
         return dataclasses.replace(
@@ -330,8 +362,8 @@ class Run:
 
     def count_trained_on(self, images: Embeddings) -> int:
         """How many of exactly these images it learnt from; what was rounded anew is not found."""
-        path = self.workdir / TRAINED_ON
-        return count_known(images.vectors, np.load(path)) if path.is_file() else 0
+        path = self.workdir and self.workdir / TRAINED_ON
+        return count_known(images.vectors, np.load(path)) if path and path.is_file() else 0
 
     def count_calibrated_on(self, images: Embeddings) -> int:
         """How many of exactly these images it was calibrated on."""

@@ -20,8 +20,9 @@ NOT_ABOVE = {
     "commands": ("experiments.scenes",),
     **{
         f"{name}.py": (*RUNS, "distributed", "backbones", "adapters", "data", "embeddings")
-        for name in ("losses", "metrics", "perturbation", "zero_shot", "ranges", "options", "streams")
+        for name in ("losses", "metrics", "perturbation", "ranges", "options", "streams")
     },
+    "zero_shot": (*RUNS, "distributed", "backbones", "adapters", "data", "embeddings"),
     "calibration.py": (*RUNS, "distributed", "backbones", "adapters", "data", "embeddings"),
     "comparison.py": (*TOP, "training", "runs", "evaluation", "recipes", "methods", "distributed"),
     "scores.py": (*TOP, "training", "runs", "recipes", "methods", "distributed"),

@@ -257,6 +257,8 @@ def test_embed_refuses(capsys, clip, tmp_path):
     refused(capsys, [*embed, f"--texts={texts}", "--template=a photo of a {labels}."], "repeats an article")
     refused(capsys, [*embed, f"--texts={texts}", "--template=a photo"], "has no place for the name")
     refused(capsys, [*embed, f"--texts={texts}", "--template={labels} {x}"], "cannot be filled")
+    refused(capsys, [*embed, f"--texts={texts}", "--template={} and {}"], "has 2 places for the name")
+    refused(capsys, [*embed, f"--texts={texts}", "--template=imagenets"], "did you mean imagenet")
     Image.new("RGB", (30, 30)).save(images / "good.png")
     (images / "bad.jpg").write_bytes(b"not an image")
     unreadable = r"1 of 2 images cannot be read, and max_skipped=0.01 allows .*bad\.jpg \(no image format"

@@ -43,8 +43,8 @@ def test_the_backbone_behind_it():
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Origin)])
-def test_a_run_resumes_under_the_same_weights_labels_examples_and_beginning(field):
-    decides = field in ("sha256", "labels", "examples", "init")
+def test_a_run_resumes_under_the_same_weights_prompts_labels_examples_and_beginning(field):
+    decides = field in ("sha256", "template", "labels", "examples", "init")
     other = {"image_size": (1, 2), "backbone": UNKNOWN}.get(field, "other")
     assert WHOLE.same_training(WHOLE.replace(**{field: other})) == (not decides)
 

@@ -35,7 +35,7 @@ def test_an_aligned_table_lines_up_as_plain_text():
 
 def test_labels_are_written_by_probability_and_coloured_by_truth():
     probabilities = np.array([0.6, 0.9, 0.1, 0.3])
-    half = np.full(4, 0.5)
+    half = probabilities >= 0.5
     assert _label_lines(probabilities, NAMES, half, np.array([0, 1, 0, 1])) == [
         ("dog 90%", RIGHT),
         ("cat 60%", WRONG),
@@ -44,11 +44,13 @@ def test_labels_are_written_by_probability_and_coloured_by_truth():
     # What is unknown is neither right nor wrong.
     assert _label_lines(probabilities, NAMES, half, np.array([-1, 1, 0, 0]))[1] == ("cat 60%", "black")
     assert _label_lines(probabilities, NAMES, half, None) == [("dog 90%", "black"), ("cat 60%", "black")]
-    own = np.array([0.7, 0.5, 0.05, 0.5])
+    own = probabilities >= np.array([0.7, 0.5, 0.05, 0.5])
     assert [text for text, _ in _label_lines(probabilities, NAMES, own, None)] == ["dog 90%", "$owl$ 10%"]
-    many = _label_lines(np.ones(500), [f"${k}$" for k in range(500)], np.zeros(500), None)
+    many = _label_lines(np.ones(500), [f"${k}$" for k in range(500)], np.ones(500, bool), None)
     assert many[-1] == ("and 490 more", MISSED)
-    assert _label_lines(probabilities, NAMES, np.full(4, 0.95), None) == [("no label", MISSED)]
+    assert _label_lines(probabilities, NAMES, np.zeros(4, bool), None) == [("no label", MISSED)]
+    scores = _label_lines(probabilities, NAMES, half, None, percent=False)
+    assert scores == [("dog 0.90", "black"), ("cat 0.60", "black")]
 
 
 @pytest.mark.parametrize("number", [1, 5, 8])
@@ -56,7 +58,9 @@ def test_a_picture_shows_every_image(tmp_path, number):
     colours = np.random.default_rng(0).integers(0, 256, (number, 3), dtype=np.uint8)
     images = [np.broadcast_to(colour, (20, 20, 3)) for colour in colours]
     probabilities = np.random.default_rng(1).random((number, 4))
-    draw_predictions(tmp_path / "x.png", images, probabilities, NAMES, thresholds=np.full(4, 0.5), columns=3)
+    draw_predictions(
+        tmp_path / "x.png", images, probabilities, NAMES, predicted=probabilities >= 0.5, columns=3
+    )
     with Image.open(tmp_path / "x.png") as picture:
         shown = {tuple(pixel) for pixel in np.asarray(picture.convert("RGB")).reshape(-1, 3)}
     assert {tuple(colour) for colour in colours} <= shown
@@ -66,7 +70,11 @@ def test_a_picture_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         draw_predictions(
-            tmp_path / "file/x.png", [np.zeros((4, 4, 3))], np.ones((1, 4)), NAMES, thresholds=np.zeros(4)
+            tmp_path / "file/x.png",
+            [np.zeros((4, 4, 3))],
+            np.ones((1, 4)),
+            NAMES,
+            predicted=np.ones((1, 4), bool),
         )
 
 

@@ -73,6 +73,7 @@ class Backbone:
       image_origin: the same with how images are seen and computed: of an image's embedding.
       parameters: nested dict of the weights, on the devices.
       image_processor: the `ImageProcessor`.
+      tokenizer: the `Tokenizer`; None where there is no text tower.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Backbone:
     ):
         self._mesh = make_mesh(jax.local_devices())
         self.image_processor = layout.image_processor
-        self._tokenizer = layout.tokenizer
+        self.tokenizer = layout.tokenizer
         self.title = layout.title
         self.embedding_width = layout.embedding_width
         self.local_width = layout.local_width or layout.embedding_width
@@ -381,9 +382,9 @@ class Backbone:
         return arrays
 
     def _text_tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             raise self._lacks("text")
-        return self._tokenizer
+        return self.tokenizer
 
     def _tokenise(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         tokenise = self._text_tokenizer()

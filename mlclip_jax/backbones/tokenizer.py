@@ -68,6 +68,10 @@ class Tokenizer:
         lengths = np.array([len(encoding.ids) for encoding in encodings], np.int32)
         return ids, lengths, sum(bool(encoding.overflowing) for encoding in encodings)
 
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many texts are longer than the context, and are cut to fit."""
+        return self(texts)[2]
+
     @property
     def end_token(self) -> int | None:
         """The id that texts end with; None where they end with their own last token."""

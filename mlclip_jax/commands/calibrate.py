@@ -50,7 +50,7 @@ def _score_images(values, run):
         {"embeddings": values.embeddings, "images": values.images, "labels": values.labels},
         run.class_embeddings,
         run.loaded_backbone,
-        run.workdir / EMBEDDED,
+        Path(values.workdir) / EMBEDDED,
         purpose="calibrate on",
         reads=run.method.reads,
         max_skipped=values.max_skipped,

@@ -11,7 +11,7 @@ from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.sources import read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder
-from mlclip_jax.texts.templates import check_template, fill
+from mlclip_jax.texts.templates import TEMPLATE_SETS, read_templates
 from mlclip_jax.wording import counted
 
 INDEPENDENT_PROCESSES = True  # each writes shards of its own
@@ -30,7 +30,7 @@ def main(values: flags.FlagValues) -> None:
     if (values.images is None) == (values.texts is None):
         raise InputError("give either --images=FOLDER or --texts=FILE")
     if values.template is not None:
-        check_template(values.template)
+        read_templates(values.template)
     output = Path(values.output)
     if output.suffix == ".npz" and output.is_dir():
         raise InputError(f"cannot write {output}: it is a folder")
@@ -60,12 +60,14 @@ def main(values: flags.FlagValues) -> None:
             shard_rows=values.shard_rows,
         )
     else:
-        texts, origin = lines, backbone.origin
-        if values.template is not None:
-            texts = [fill(values.template, [name]) for name in lines]
-            origin = origin.replace(template=values.template)
-        features, storage = values.features or ["text"], values.storage
-        embed_texts(backbone, texts, folder, features=features, names=lines, origin=origin, storage=storage)
+        embed_texts(
+            backbone,
+            lines,
+            folder,
+            features=values.features or ["text"],
+            templates=values.template or "",
+            storage=values.storage,
+        )
     if not (read_manifest(folder) or {}).get("complete"):
         print(f"{folder}: this process has done its share")
         return
@@ -128,7 +130,11 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     )
     flags.DEFINE_string("texts", None, "text file, one text or name per line", flag_values=values)
     flags.DEFINE_string(
-        "template", None, 'sentence to put each name into: "a photo of {labels}."', flag_values=values
+        "template",
+        None,
+        'what to put each name into: "a photo of {labels}."; or, averaged, a file with a template a line, or '
+        f"one of {', '.join(TEMPLATE_SETS)}",
+        flag_values=values,
     )
     flags.DEFINE_string("output", None, "folder to write, or .npz file", flag_values=values)
     flags.DEFINE_enum("storage", "float32", STORAGE, "of the numbers in the files", flag_values=values)

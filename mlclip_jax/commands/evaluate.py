@@ -42,7 +42,7 @@ def main(values: flags.FlagValues) -> None:
     if not (values.embeddings or values.images):  # the images of the run, perhaps with other labels
         source = {**config.evaluation, "labels": values.labels or config.evaluation.labels}
     reads = tuple(dict.fromkeys(name for run in runs for name in run.method.reads))
-    folder = runs[0].workdir / EMBEDDED
+    folder = Path(workdirs[0]) / EMBEDDED
     class_embeddings, allowed = runs[0].class_embeddings, values.max_skipped
     images = read_images(source, class_embeddings, load_backbone, folder, reads=reads, max_skipped=allowed)
     print(describe_comparison(*evaluate(runs, images, values.bootstrap, values.protocol)))

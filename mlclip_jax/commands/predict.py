@@ -1,4 +1,13 @@
-"""Labels images with a trained run: `mlclip predict --workdir=RUN --images=FOLDER [--output=X.csv]`."""
+"""Labels images with a trained run, or by the names of labels alone.
+
+    mlclip predict --workdir=RUN --images=FOLDER [--output=X.csv]
+    mlclip predict --method=zero_shot --backbone=NAME --classes=labels.txt --images=photo.jpg
+
+Of a run, each label has a probability, and those are predicted that reach their thresholds. Without training
+it has a score of the method's rule, larger where it fits better, and the `TOP_K` highest of each image are
+predicted. What is written says which it is: `probabilities` or `scores` in JSON Lines, "most probable" or
+"highest scores" in the table that is printed; a column of a CSV has the label's name either way.
+"""
 
 import csv
 import functools
@@ -9,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mlclip_jax.commands.flags import define_checkpoint, define_reading_flags
 from mlclip_jax.data.datasets import FORMATS as DATASETS
@@ -28,31 +37,37 @@ from mlclip_jax.wording import counted
 DRAWN = 48  # images in a picture, at most
 FORMATS = (".csv", ".jsonl")
 MOST_PROBABLE = 5  # labels of an image that are printed
+NEEDED = {"backbone": "FOLDER_OR_NAME", "classes": "FILE, a label per line"}  # without training
+TOP_K = 3  # labels that are predicted where there are no probabilities
 
 
 def main(values: flags.FlagValues) -> None:
-    """mlclip predict --workdir=RUN --images=FILE_OR_FOLDER [--output=FILE.csv] [--picture=FILE.png]"""
+    """mlclip predict (--workdir=RUN | --method=zero_shot --backbone=CLIP --classes=FILE)
+    --images=FILE_OR_FOLDER [--output=FILE.csv] [--picture=FILE.png]"""
     from mlclip_jax.embeddings.embed import report
-    from mlclip_jax.runs import load
     from mlclip_jax.scores import Scores, write_scores
 
+    _check_flags(values)
     _check_outputs(values)
     source = find_images(values.images)
-    run = load(values.workdir, backbone=values.backbone, checkpoint=values.checkpoint)
-    if values.classes:
-        run = run.with_labels(read_names(values.classes))
+    run = _load(values)
     if values.output and Path(values.output).suffix == ".csv":
         check_columns(run.label_names)
     listed = Path(f"{values.output}.skipped.jsonl") if values.output else None
     skipped = Skipped(source.names, listed, values.max_skipped)
     kept, logits = run.score_source(source, skipped, num_workers=values.num_workers)
-    probabilities = run.probabilities(logits)
-    thresholds = run.thresholds
-    if values.threshold is not None:
-        thresholds = np.full_like(thresholds, values.threshold)
+    said = run.probabilities(logits) if run.gives_probabilities else logits
+    top_k = values.top_k
+    if top_k is None and values.threshold is None and not run.gives_probabilities:
+        top_k = min(TOP_K, len(run.label_names))
+    if top_k is not None:
+        predicted = highest(said, top_k)
+    else:
+        predicted = said >= (run.thresholds if values.threshold is None else np.float64(values.threshold))
+    are = {"probable": run.gives_probabilities}
     names = [source.names[i] for i in kept]
     if values.output:
-        write_predictions(values.output, names, probabilities, run.label_names, thresholds)
+        write_predictions(values.output, names, said, run.label_names, predicted, **are)
     if values.scores:
         origin = f"{run.method.title}, {source.title}"
         write_scores(values.scores, Scores(logits, tuple(run.label_names), tuple(names), None, origin))
@@ -62,11 +77,16 @@ def main(values: flags.FlagValues) -> None:
         counts = f"{counted(len(names), 'image')}, {counted(len(run.label_names), 'label')}"
         print(f"{counts}: {values.output}")
     else:
-        print(table_of(names, probabilities, run.label_names, thresholds))
+        print(table_of(names, said, run.label_names, predicted, **are))
     if values.picture:
         images = [_thumbnail(source.read(i)) for i in kept[:DRAWN]]
         draw_predictions(
-            values.picture, images, probabilities[:DRAWN], run.label_names, thresholds=thresholds
+            values.picture,
+            images,
+            said[:DRAWN],
+            run.label_names,
+            predicted=predicted[:DRAWN],
+            percent=run.gives_probabilities,
         )
         of_them = "" if len(images) == len(names) else f", the first {len(images)} of them"
         print(f"drawn{of_them}: {values.picture}")
@@ -103,19 +123,23 @@ def write_predictions(
     files: Sequence[str | os.PathLike],
     probabilities: Float[np.ndarray, "N K"],
     label_names: Sequence[str],
-    thresholds: Float[np.ndarray, " K"],
+    predicted: Bool[np.ndarray, "N K"],
+    *,
+    probable: bool = True,
 ) -> None:
-    """Writes a row for each file: its name, the labels that reach the threshold, every label's probability.
+    """Writes a row for each file: its name, the labels predicted, every label's probability or score.
 
     `data.tables.read_table` reads the same labels back from either.
 
     Args:
       path: ends in `.csv` (labels joined by `|`, or JSON lists of them where names could be misread so; and a
-        column for each label) or `.jsonl` (an object per line, with `file`, `labels` and `probabilities`).
+        column for each label) or `.jsonl` (an object per line, with `file`, `labels`, and `probabilities` or
+        `scores`).
       files: N names.
-      probabilities: of each label in each image.
+      probabilities: of each label in each image; or scores.
       label_names: K names.
-      thresholds: a label is predicted where its probability reaches its own.
+      predicted: which labels are.
+      probable: whether these are probabilities.
     """
     path = Path(path)
     join = "|".join if _can_be_joined(label_names) else functools.partial(json.dumps, ensure_ascii=False)
@@ -125,13 +149,13 @@ def write_predictions(
         if path.suffix == ".csv":
             table = csv.writer(output)
             table.writerow(["file", "labels", *label_names])
-        for file, row in zip(files, probabilities):
-            present = [name for name, p, t in zip(label_names, row, thresholds) if p >= t]
+        for file, row, chosen in zip(files, probabilities, predicted):
+            present = [name for name, there in zip(label_names, chosen) if there]
             if path.suffix == ".csv":
                 table.writerow([file, join(present), *(f"{p:.4f}" for p in row)])
             else:
                 every = {name: round(float(p), 4) for name, p in zip(label_names, row)}
-                line = {"file": str(file), "labels": present, "probabilities": every}
+                line = {"file": str(file), "labels": present, _what(probable): every}
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -139,17 +163,28 @@ def table_of(
     files: Sequence[str | os.PathLike],
     probabilities: Float[np.ndarray, "N K"],
     label_names: Sequence[str],
-    thresholds: Float[np.ndarray, " K"],
+    predicted: Bool[np.ndarray, "N K"],
+    *,
+    probable: bool = True,
 ) -> str:
-    """The same as a Markdown table, with the most probable labels of each file."""
+    """The same as a Markdown table, with the most probable labels of each file, or the highest scores."""
     rows = []
-    for file, row in zip(files, probabilities):
-        present = [name for name, p, t in zip(label_names, row, thresholds) if p >= t]
+    for file, row, chosen in zip(files, probabilities, predicted):
+        present = [name for name, there in zip(label_names, chosen) if there]
         order = np.argsort(-row, kind="stable")[:MOST_PROBABLE]
         rows.append(
             [str(file), ", ".join(present), ", ".join(f"{label_names[k]} {row[k]:.2f}" for k in order)]
         )
-    return markdown_table(["image", "labels", "most probable"], rows, "lll")
+    best = "most probable" if probable else "highest scores"
+    return markdown_table(["image", "labels", best], rows, "lll")
+
+
+def highest(scores: Float[np.ndarray, "N K"], top_k: int) -> Bool[np.ndarray, "N K"]:
+    """Where the `top_k` highest scores of each image are; of equal ones the first."""
+    places = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    chosen = np.zeros(scores.shape, bool)
+    np.put_along_axis(chosen, places, True, axis=1)
+    return chosen
 
 
 def check_columns(label_names: Sequence[str]) -> None:
@@ -176,6 +211,57 @@ def _can_be_joined(label_names):
     return alone and set(together) == set(label_names)
 
 
+def _what(probable):
+    return "probabilities" if probable else "scores"
+
+
+def _load(values):
+    """The run that is to label the images, with the labels that it is to choose from."""
+    from mlclip_jax.methods import find
+    from mlclip_jax.runs import load
+    from mlclip_jax.untrained import load_untrained
+
+    names = read_names(values.classes) if values.classes else []
+    if values.method:
+        if find({"name": values.method}).trainable != ():
+            raise InputError(
+                f"--method={values.method} is trained before it labels images: give the folder of its run, "
+                "--workdir=RUN"
+            )
+        for flag, given in (("backbone", values.backbone), ("classes", names)):
+            if not given:
+                raise InputError(f"--method={values.method} needs --{flag}={NEEDED[flag]}")
+        _check_top_k(values.top_k, names)
+        settings = {"rule": values.rule} if values.rule else {}
+        return load_untrained(
+            values.method, values.backbone, names, templates=values.templates or "", settings=settings
+        )
+    run = load(values.workdir, backbone=values.backbone, checkpoint=values.checkpoint)
+    _check_top_k(values.top_k, names or run.label_names)
+    return run.with_labels(names) if names else run
+
+
+def _check_top_k(top_k, names):
+    if top_k is not None and top_k > len(names):
+        raise InputError(
+            f"--top_k={top_k} is more than the {counted(len(names), 'label')}; give at most {len(names)}"
+        )
+
+
+def _check_flags(values):
+    """What does not go together."""
+    if bool(values.workdir) == bool(values.method):
+        raise InputError("give either --workdir=RUN, or --method=zero_shot, which needs no training")
+    if values.workdir and (values.rule or values.templates):
+        raise InputError("--rule and --templates are of --method=zero_shot: leave them out with --workdir")
+    if values.method and values["checkpoint"].present:
+        raise InputError("--checkpoint is of a trained run: leave it out with --method")
+    if values.top_k is not None and values.threshold is not None:
+        raise InputError("--top_k and --threshold both choose the labels of an image: give one of them")
+    if values.workdir and values.threshold is not None and not 0 <= values.threshold <= 1:
+        raise InputError(f"--threshold={values.threshold:g} is no probability: give one in [0, 1]")
+
+
 def _check_outputs(values):
     """What cannot be written is known before the work is done, not after."""
     for path in filter(None, (values.output, values.picture, values.scores)):
@@ -199,6 +285,26 @@ def _thumbnail(data, side=192):
 
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string("workdir", None, "folder of a trained run", flag_values=values)
+    flags.DEFINE_string(
+        "method",
+        None,
+        "or zero_shot: a method that needs --backbone and --classes, and no training; it gives scores, "
+        "larger where a label fits better, and no probabilities",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "rule",
+        None,
+        "of zero_shot: ridge (default), standardised, cosine or softmax",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "templates",
+        None,
+        "of zero_shot, what labels are put into: a template, a file of them, or a set such as imagenet "
+        "(default), over which embeddings are averaged",
+        flag_values=values,
+    )
     define_checkpoint(values)
     flags.DEFINE_multi_string(
         "images",
@@ -216,19 +322,26 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_float(
         "threshold",
         None,
-        "probability from which a label is predicted; by default that of mlclip calibrate, or 0.5",
-        lower_bound=0,
-        upper_bound=1,
+        "probability from which a label is predicted; by default that of mlclip calibrate, or 0.5; of "
+        "zero_shot a score",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "top_k",
+        None,
+        "or how many labels of each image are predicted, those of highest probability or score; of zero_shot "
+        f"{TOP_K} by default",
+        lower_bound=1,
         flag_values=values,
     )
     flags.DEFINE_string(
         "classes",
         None,
-        "text file, a label per line: these labels, not the run's own, with an adapter that reads them",
+        "text file, a label per line: these labels, not the run's own, with a method that reads them",
         flag_values=values,
     )
     flags.DEFINE_string(
         "backbone", None, "folder or name of a backbone, unless the run names it", flag_values=values
     )
     define_reading_flags(values)
-    flags.mark_flags_as_required(["workdir", "images"], values)
+    flags.mark_flag_as_required("images", values)

@@ -4,12 +4,17 @@ from absl import flags
 
 from mlclip_jax import recipes
 from mlclip_jax.commands.flags import define_process_flags
+from mlclip_jax.errors import InputError
 
 
 def main(values: flags.FlagValues) -> None:
     """mlclip train --config=RECIPE[:variant] --workdir=FOLDER [--config.key=value ...]"""
+    from mlclip_jax.training.preparation import check_trainable
     from mlclip_jax.training.train import train
 
+    check_trainable(values.config)  # which needs no folder
+    if values.workdir is None:
+        raise InputError("--workdir is missing")
     train(values.config, values.workdir, report=print)
 
 
@@ -17,4 +22,3 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     recipes.define_config(values, argv)
     flags.DEFINE_string("workdir", None, "folder of this run, made if it is missing", flag_values=values)
     define_process_flags(values)
-    flags.mark_flag_as_required("workdir", values)

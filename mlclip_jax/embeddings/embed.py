@@ -16,8 +16,9 @@ from mlclip_jax.embeddings.shards import SKIPPED, Work, write_shards
 from mlclip_jax.embeddings.store import FEATURES, Embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.progress import note, progress_bar
-from mlclip_jax.provenance import Origin, hash_names
-from mlclip_jax.texts.templates import fill
+from mlclip_jax.provenance import hash_names
+from mlclip_jax.texts.templates import fill, read_templates, record_templates
+from mlclip_jax.zero_shot.aggregation import mean_embeddings
 
 OF_IMAGES = ("image", "image_local")  # all other features need a caption
 OF_TEXTS = ("text", "text_local")
@@ -203,11 +204,27 @@ def report(source: Source, skipped: Skipped) -> None:
         note(skipped)
 
 
-def embed_names(backbone: Backbone, names: Sequence[str], template: str) -> Embeddings:
-    """Embeds `template` filled with each name, "a photo of a dog." for "dog"; see `templates.fill`."""
-    vectors = backbone.encode_texts([fill(template, [name]) for name in names])
-    origin = backbone.origin.replace(template=template, labels=hash_names(names))
+def embed_names(backbone: Backbone, names: Sequence[str], templates: str) -> Embeddings:
+    """Embeds names in templates, "a photo of a dog." for "dog".
+
+    Args:
+      backbone: a `Backbone`.
+      names: of classes.
+      templates: one, a set or a file of them, see `read_templates`; over several, the embedding of a name has
+        the mean of their directions and lengths, see `mean_embeddings`.
+    """
+    vectors = _encode_filled(backbone, names, read_templates(templates), batch_size=64)
+    origin = backbone.origin.replace(template=record_templates(templates), labels=hash_names(names))
     return Embeddings({"text": vectors}, names=tuple(names), origin=origin)
+
+
+def _encode_filled(backbone, names, templates, batch_size):
+    encoded = (
+        backbone.encode_texts([fill(template, [name]) for name in names], batch_size=batch_size)
+        for template in templates
+    )
+    # Of one template not even the last digit changes.
+    return next(encoded) if len(templates) == 1 else mean_embeddings(encoded)
 
 
 def embed_images(
@@ -274,8 +291,7 @@ def embed_texts(
     folder: str | os.PathLike,
     *,
     features: Sequence[str] = ("text",),
-    names: Sequence[str] | None = None,
-    origin: Origin | None = None,
+    templates: str = "",
     storage: str = "float32",
     batch_size: int = 64,
 ) -> None:
@@ -283,21 +299,29 @@ def embed_texts(
 
     Args:
       backbone: a `Backbone`.
-      texts: list of strings.
+      texts: list of strings; with templates, names to put into them.
       folder: as of `embed_images`.
       features: of `OF_TEXTS`, which to keep.
-      names: what to call them; by default the texts themselves.
-      origin: what made them; by default the backbone alone.
+      templates: as of `embed_names`; empty, the texts stand for themselves.
       storage: as of `embed_images`.
       batch_size: texts at once.
+
+    Raises:
+      InputError: as of `embed_images`; or tokens of several templates are asked for.
     """
     check_features(features, OF_TEXTS)
-    names = texts if names is None else names
+    written = read_templates(templates) if templates else ("{}",)
+    if len(written) > 1 and "text_local" in features:
+        raise InputError(
+            f"text_local is of the tokens of one text, and there are {len(written)} templates; give one"
+        )
+    filled = [fill(template, [text]) for template in written for text in texts] if templates else texts
+    origin = backbone.origin
     work = Work(
         widths={name: _size(backbone, name) for name in features},
-        origin=origin or backbone.origin,
-        names=names,
-        digest=hash_names([*texts, *names]),
+        origin=origin.replace(template=record_templates(templates)) if templates else origin,
+        names=texts,
+        digest=hash_names([*filled, *texts]),
         dtype=storage,
         named="caption",
         title="texts",
@@ -306,10 +330,14 @@ def embed_texts(
     def encode(indices):
         for start in range(0, len(indices), TEXTS_AT_ONCE):
             own = indices[start : start + TEXTS_AT_ONCE]
-            encoded = encode_texts(backbone, [texts[i] for i in own], features, batch_size)
+            if len(written) > 1:
+                names = [texts[i] for i in own]
+                encoded = {"text": _encode_filled(backbone, names, written, batch_size)}
+            else:
+                encoded = encode_texts(backbone, [filled[i] for i in own], features, batch_size)
             yield own, {name: encoded[name] for name in features}
 
-    skipped = Skipped(names, Path(folder) / SKIPPED)
+    skipped = Skipped(texts, Path(folder) / SKIPPED)
     write_shards(folder, work, TEXTS_AT_ONCE, encode, skipped)
 
 

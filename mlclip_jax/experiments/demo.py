@@ -138,4 +138,5 @@ def _draw(workdir, images):
     probabilities = run.predict(pictures)
     path = workdir / "predictions.png"
     truth = images.labels[:DRAWN]
-    draw_predictions(path, pictures, probabilities, run.label_names, thresholds=run.thresholds, truth=truth)
+    predicted = probabilities >= run.thresholds
+    draw_predictions(path, pictures, probabilities, run.label_names, predicted=predicted, truth=truth)

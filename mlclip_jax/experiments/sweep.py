@@ -22,7 +22,13 @@ from mlclip_jax.options import nearest
 from mlclip_jax.recipes import check_same_run, flat_config, read_config
 from mlclip_jax.report import markdown_table, plot_figures
 from mlclip_jax.runs import EMBEDDED, load_backbone_of, read_run
-from mlclip_jax.training.preparation import MAY_CHANGE, check, prepare, with_loss_constants
+from mlclip_jax.training.preparation import (
+    MAY_CHANGE,
+    check,
+    check_trainable,
+    prepare,
+    with_loss_constants,
+)
 from mlclip_jax.training.together import make_program, may_train_together, runs_at_once, train_together
 from mlclip_jax.training.train import train_prepared
 from mlclip_jax.wording import counted
@@ -76,6 +82,7 @@ def sweep(
     """
     workdir = Path(workdir)
     with all_or_none():
+        check_trainable(config)
         make_folder(workdir)
         if not any(config.get("evaluation", {}).values()):
             raise InputError("a sweep compares scores: set --config.evaluation.embeddings or .images")

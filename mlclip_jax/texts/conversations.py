@@ -74,17 +74,18 @@ class Answer(NamedTuple):
     rejected: str = ""
 
 
-def instruct(instruction: int, labels: Sequence[str]) -> str:
+def instruct(instruction: int | str, labels: Sequence[str]) -> str:
     """The first message of a conversation.
 
     The paper does not say how several labels fill its `{}`. Here they are plain names between commas, which
     reads in "the words dog, umbrella" as well as in "contains dog, umbrella"; underscores are blanks.
 
     Args:
-      instruction: 1 or 2, as the paper numbers them.
+      instruction: 1 or 2, as the paper numbers them; or a text of one's own, with a `{}`.
       labels: one name or more.
     """
-    return INSTRUCTIONS[instruction].format(", ".join(label.replace("_", " ") for label in labels))
+    text = instruction if isinstance(instruction, str) else INSTRUCTIONS[instruction]
+    return text.format(", ".join(label.replace("_", " ") for label in labels))
 
 
 THOUGHTS = re.compile(r"\A.*</think>|<think>.*", re.DOTALL)
@@ -117,7 +118,7 @@ def converse(
     ask: Ask,
     combinations: Sequence[Combination],
     *,
-    instruction: int = 1,
+    instruction: int | str = 1,
     max_words: int = 50,
     attempts: int = 3,
     is_about: Callable[[str, Sequence[str]], bool] | None = None,

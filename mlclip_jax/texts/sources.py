@@ -91,8 +91,8 @@ def check_coverage(labels: Int8[np.ndarray, "N K"], label_names: Sequence[str], 
 def read_sources(text: str) -> dict[str, float]:
     """Reads `texts.sources`: "templates:0.5,generated.jsonl:0.3,captions.jsonl:0.2", names and shares.
 
-    A source is "templates" (our own), "imagenet" (CLIP's 80), or a file that `mlclip generate` wrote. Shares
-    are relative to one another; one that is left out is 1.
+    A source is "templates" (our own), "imagenet" (CLIP's 80), "tagclip" (these and 5 more), or a file that
+    `mlclip generate` wrote. Shares are relative to one another; one that is left out is 1.
 
     Raises:
       InputError: a source comes twice or is not there, or a share is not positive.
@@ -113,7 +113,7 @@ def read_sources(text: str) -> dict[str, float]:
         if source not in TEMPLATE_SETS and not Path(source).is_file():
             raise InputError(
                 f"texts.sources={text!r}: there is no file {source!r}{nearest(source, TEMPLATE_SETS)}; give "
-                f"one that `mlclip generate` wrote, or {' or '.join(TEMPLATE_SETS)}"
+                f"one that `mlclip generate` wrote, or one of {', '.join(TEMPLATE_SETS)}"
             )
         shares[source] = value
     return shares

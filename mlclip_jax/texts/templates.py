@@ -7,13 +7,17 @@ the one template that it states).
 import functools
 import importlib.resources
 import re
+import string
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int8
 
+from mlclip_jax.data.sources import read_lines
 from mlclip_jax.errors import InputError
+from mlclip_jax.options import nearest
 from mlclip_jax.streams import Stream
 
 TEMPLATES = (
@@ -53,11 +57,66 @@ CLASS_TEMPLATE = "a photo of {labels}."  # the prompt of plain zero-shot classif
 @functools.cache
 def imagenet_templates() -> tuple[str, ...]:
     """The 80 templates by which CLIP classifies ImageNet, "a bad photo of a {}." and so on, in order."""
-    file = importlib.resources.files("mlclip_jax.texts") / "data/imagenet_templates.txt"
+    return _shipped("imagenet_templates.txt")
+
+
+def tagclip_templates() -> tuple[str, ...]:
+    """The 85 of TagCLIP: CLIP's 80, and five of the kind of "there is a {} in the scene."."""
+    return (*imagenet_templates(), *_shipped("tagclip_templates.txt"))
+
+
+def _shipped(name):
+    file = importlib.resources.files("mlclip_jax.texts") / "data" / name
     return tuple(file.read_text(encoding="utf-8").splitlines())
 
 
-TEMPLATE_SETS = {"templates": lambda: TEMPLATES, "imagenet": imagenet_templates}
+TEMPLATE_SETS = {
+    "templates": lambda: TEMPLATES,
+    "imagenet": imagenet_templates,
+    "tagclip": tagclip_templates,
+}
+
+
+def read_templates(given: str) -> tuple[str, ...]:
+    """Templates to put names into, each of which `fill` can fill.
+
+    Args:
+      given: a name of `TEMPLATE_SETS`; a text file, a template a line; or templates themselves, one or, as
+        `record_templates` writes them, one a line.
+
+    Raises:
+      InputError: there is no such set or file, or a template has not exactly one place for the name.
+    """
+    if "{" in given:
+        templates = given.splitlines()
+    elif given in TEMPLATE_SETS:
+        return tuple(TEMPLATE_SETS[given]())
+    elif Path(given).is_file():
+        templates = read_lines(given)
+    elif " " in given.strip():
+        templates = [given]
+    else:
+        raise InputError(
+            f"there is no set of templates or file {given!r}{nearest(given, TEMPLATE_SETS)}; give one of "
+            f"{', '.join(TEMPLATE_SETS)}, a file with a template a line, or a template, {CLASS_TEMPLATE!r}"
+        )
+    for template in templates:
+        check_template(template)
+    return tuple(templates)
+
+
+def record_templates(given: str) -> str:
+    """What `read_templates` reads the same from anywhere: the name of a set, or the templates, one a line."""
+    return given if given in TEMPLATE_SETS else "\n".join(read_templates(given))
+
+
+def describe_templates(recorded: str) -> str:
+    """What `record_templates` gave, in a line, with the number of templates where there are several."""
+    templates = TEMPLATE_SETS[recorded]() if recorded in TEMPLATE_SETS else recorded.splitlines()
+    if len(templates) == 1:
+        return repr(templates[0])
+    name = f"{recorded}, " if recorded in TEMPLATE_SETS else ""
+    return f"{name}the mean of {len(templates)} templates, {templates[0]!r} to {templates[-1]!r}"
 
 
 def write_texts(
@@ -108,22 +167,26 @@ def _enumerate(names):
 
 
 def check_template(template: str) -> None:
-    """Refuses a template that `fill` could not fill, or that has no place for the labels.
+    """Refuses a template that `fill` could not fill, or that has not exactly one place for the labels.
 
     Raises:
       InputError: it is one of those.
     """
     try:
-        filled = fill(template, ["dog"])
+        fields = [field for _, field, _, _ in string.Formatter().parse(template)]
+        places = sum(field in ("", "0", "labels") for field in fields)
+        filled = fill(template, ["dog"]) if places < 2 else ""
     except (ValueError, KeyError, IndexError, AttributeError) as error:
         raise InputError(
             f"the template {template!r} cannot be filled ({error!r}); braces may hold labels, is, or nothing"
         ) from error
+    if places > 1:
+        raise InputError(f"the template {template!r} has {places} places for the name; leave one")
     if re.search(r"\b(a|an|the) a dog", filled, re.IGNORECASE):
         raise InputError(
             f"the template {template!r} repeats an article: {{labels}} brings its own, {filled!r}"
         )
-    if "dog" not in filled:
+    if not places:
         raise InputError(f"the template {template!r} has no place for the name: write {{labels}} in it")
 
 

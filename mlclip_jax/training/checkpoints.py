@@ -210,8 +210,10 @@ class Checkpoints:
         except Exception as error:  # orbax has no common base for what a damaged checkpoint raises
             return _in_words(error)
         if not trained_on.same_training(self._origin):
+            had, has = (repr(origin.template) for origin in (trained_on, self._origin))
+            texts = f" with class texts {had}, not {has}" if had != has else ""
             raise InputError(
-                f"the checkpoint in {self.folder} was trained on {trained_on}, not on {self._origin}; "
+                f"the checkpoint in {self.folder} was trained on {trained_on}, not on {self._origin}{texts}; "
                 "give what it was trained on, or another --workdir"
             )
         if not abstract_state.keys() <= kept.get("checksums", {}).keys():

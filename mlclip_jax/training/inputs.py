@@ -162,7 +162,7 @@ def read_class_embeddings(config: ConfigDict, backbone: Callable[[], Backbone]) 
         class_embeddings = Embeddings({"text": vectors}, tuple(known.names), origin=origin)
     else:
         names, path = label_names_of(config)
-        class_embeddings = embed_names(backbone(), names, CLASS_TEMPLATE)
+        class_embeddings = embed_names(backbone(), names, config.texts.get("templates") or CLASS_TEMPLATE)
     check_label_names(class_embeddings.names, path)
     return class_embeddings
 

@@ -32,6 +32,7 @@ from mlclip_jax.runs import (
     write_random_buffers,
     write_trained_on,
 )
+from mlclip_jax.texts.templates import read_templates
 from mlclip_jax.training import optimizers
 from mlclip_jax.training.checkpoints import has_checkpoints, saved_steps
 from mlclip_jax.training.examples import Examples
@@ -150,6 +151,7 @@ def prepare(
     Raises:
       InputError: the recipe, what it names, or the folder cannot be used.
     """
+    check_trainable(config)
     config = with_loss_constants(config)
     check(config, jax.device_count())
     workdir = open_workdir(workdir, config, MAY_CHANGE)
@@ -186,6 +188,19 @@ def prepare(
         hyper=hyper,
         origin=origin,
     )
+
+
+def check_trainable(config: ConfigDict) -> None:
+    """Refuses the recipe of a method that is never trained.
+
+    Raises:
+      InputError: it is one.
+    """
+    settings = config.get("method")
+    if isinstance(settings, ConfigDict) and (method := methods.find(settings)).trainable == ():
+        raise InputError(
+            f"{method.title} has nothing to train: label images by `mlclip predict --method={settings.name}`"
+        )
 
 
 def with_loss_constants(config: ConfigDict) -> ConfigDict:
@@ -266,6 +281,8 @@ def check(config: ConfigDict, num_devices: int) -> None:
     required = ("backbone", "texts.class_embeddings")
     conditions |= run_conditions(config.get("train", {}), num_devices)
     recipes.check(config, expected, required, conditions)
+    if config.texts.get("templates"):
+        read_templates(config.texts.templates)
     try:
         sum_and_count_of(config.loss)(np.zeros((1, 2), np.float32), np.array([[1, 0]], np.int8))
     except ValueError as error:

@@ -87,6 +87,8 @@ def test_long_texts_are_cut_and_counted(backbone):
     with pytest.warns(UserWarning, match="2 of 3 texts were cut to 16 tokens"):
         embeddings = backbone.encode_texts([long, "dog", long + "photo"])
     np.testing.assert_allclose(embeddings[0], embeddings[2], rtol=0, atol=1e-6)
+    assert backbone.tokenizer.count_cut([long, "dog", long + "photo"]) == 2
+    assert backbone.tokenizer.count_cut([]) == 0
 
 
 def test_the_hub_name_is_found_in_the_cache(tmp_path, monkeypatch):
@@ -172,7 +174,7 @@ def test_nan_never_passes_for_an_embedding(tmp_path):
     backbone = mlclip_jax.load_backbone(tmp_path)
     with pytest.raises(InputError, match="gives NaN or infinity for 5 of 5 images"):
         backbone.encode_images(images())
-    token = backbone._tokenizer(["e"])[0][0, 1]
+    token = backbone.tokenizer(["e"])[0][0, 1]
     weights["text_model.embeddings.token_embedding.weight"][token] = np.nan
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="for 1 of 2 texts, the first 'e'; its weights or that input"):

@@ -77,7 +77,7 @@ def test_the_halves_are_the_whole_and_nothing_behind_the_end_counts(backbone):
 
 
 def test_texts_of_any_kind_end_where_their_tokenizer_says(backbone):
-    ids, lengths, _ = backbone._tokenizer(TEXTS)
+    ids, lengths, _ = backbone.tokenizer(TEXTS)
     assert backbone.ends(ids).tolist() == (lengths - 1).tolist()
 
 

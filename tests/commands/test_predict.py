@@ -87,6 +87,16 @@ def test_scores_are_written_as_a_file(run, scenes, tmp_path):
     np.testing.assert_allclose(loaded.probabilities(scores.scores), loaded.predict(files), atol=1e-6)
 
 
+def test_the_most_probable_labels_of_each_image(run, scenes, tmp_path):
+    arguments = ["predict", f"--workdir={run}", f"--images={scenes / 'images'}", "--top_k=2"]
+    assert main([*arguments, f"--output={tmp_path / 'x.jsonl'}"]) == 0
+    for line in map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines()):
+        probabilities = list(line["probabilities"].values())
+        least = sorted(probabilities)[-2]
+        assert len(line["labels"]) == 2
+        assert all(line["probabilities"][name] >= least for name in line["labels"])
+
+
 def test_files_and_folders_and_a_picture(run, scenes, tmp_path, capsys):
     (scenes / "notes.txt").write_text("no image")
     one = scenes / "images/000003.jpg"
@@ -146,7 +156,7 @@ def test_odd_names_are_read_back(tmp_path, names):
 
 def check_round_trip(path, names, labels):
     files = [f"{i}.jpg" for i in range(len(labels))]
-    wanted = (path, files, labels.astype(float), names, np.full(len(names), 0.5))
+    wanted = (path, files, labels.astype(float), names, labels)
     if path.suffix == ".csv" and any(
         plain_name(name) in taken for taken in COLUMN_NAMES.values() for name in names
     ):

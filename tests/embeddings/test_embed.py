@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 from clip_cases import images
 from PIL import Image
-from tiny_clip import write_clip
+from tiny_clip import config_with, write_clip
 
 import mlclip_jax
 from mlclip_jax.cli import main
 from mlclip_jax.configs import tai
+from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.store import Embeddings, read_embeddings, write_embeddings
 from mlclip_jax.provenance import Origin
 from mlclip_jax.runs import load_backbone_of
+from mlclip_jax.texts.templates import fill
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,53 @@ def test_a_file_of_texts_and_of_names(clip, tmp_path):
     expected = backbone.encode_texts(["a photo of a dog.", "a photo of an umbrella."])
     np.testing.assert_allclose(prompted.vectors, expected, rtol=0, atol=1e-6)
     assert prompted.origin.template == "a photo of {labels}."
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory):
+    """One that reads texts of CLIP's length."""
+    return write_clip(
+        tmp_path_factory.mktemp("long"), config_with({"text_config.max_position_embeddings": 77})
+    )
+
+
+def test_names_in_several_templates_have_their_mean_direction_and_length(long_clip, tmp_path):
+    """By `mlclip embed`, and by what recipes embed names with."""
+    backbone = mlclip_jax.load_backbone(long_clip)
+    templates = ("a photo of {labels}.", "the {} at night", "two words: {}")
+    (tmp_path / "names.txt").write_text("dog\numbrella\n")
+    (tmp_path / "templates.txt").write_text("\n".join(templates))
+    each = np.stack([backbone.encode_texts([fill(t, [n]) for n in ("dog", "umbrella")]) for t in templates])
+    lengths = np.linalg.norm(each, axis=2, keepdims=True)
+    mean = (each / lengths).mean(axis=0)
+    expected = mean / np.linalg.norm(mean, axis=1, keepdims=True) * lengths.mean(axis=0)
+    given = str(tmp_path / "templates.txt")
+    command = ["embed", f"--backbone={long_clip}", f"--texts={tmp_path / 'names.txt'}", f"--template={given}"]
+    assert main([*command, f"--output={tmp_path / 'out.npz'}"]) == 0
+    stored = read_embeddings(tmp_path / "out.npz")
+    assert stored.names == ("dog", "umbrella")
+    np.testing.assert_allclose(stored.vectors, expected, rtol=0, atol=1e-5)
+    embedded = embed_names(backbone, ["dog", "umbrella"], given)
+    np.testing.assert_allclose(embedded.vectors, expected, rtol=0, atol=1e-5)
+    # What is recorded needs the file no more.
+    (tmp_path / "templates.txt").unlink()
+    assert stored.origin.template == embedded.origin.template == "\n".join(templates)
+    again = embed_names(backbone, ["dog", "umbrella"], stored.origin.prompt)
+    np.testing.assert_array_equal(again.vectors, embedded.vectors)
+
+
+def test_a_set_of_templates_is_recorded_by_its_name(long_clip, tmp_path):
+    (tmp_path / "names.txt").write_text("dog\n")
+    command = ["embed", f"--backbone={long_clip}", f"--texts={tmp_path / 'names.txt'}", "--template=imagenet"]
+    assert main([*command, f"--output={tmp_path / 'out.npz'}"]) == 0
+    assert read_embeddings(tmp_path / "out.npz").origin.template == "imagenet"
+
+
+def test_tokens_of_several_templates_are_refused(clip, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("dog\n")
+    command = ["embed", f"--backbone={clip}", f"--texts={tmp_path / 'names.txt'}", "--template=imagenet"]
+    assert main([*command, "--features=text,text_local", f"--output={tmp_path / 'out.npz'}"]) == 2
+    assert "text_local is of the tokens of one text, and there are 80 templates" in capsys.readouterr().err
 
 
 def test_what_is_written_reads_back(tmp_path):

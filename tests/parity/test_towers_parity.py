@@ -108,7 +108,7 @@ def test_gradients_by_token_embeddings_agree_within_1e_5(tmp_path, case):
     layout, config = CASES[case]
     model = save_perturbed(tmp_path, layout, config)
     backbone = mlclip_jax.load_backbone(tmp_path)
-    ids, lengths, _ = backbone._tokenizer(TEXTS)
+    ids, lengths, _ = backbone.tokenizer(TEXTS)
     ids = ids[:, : lengths.max()]
     weights = np.random.default_rng(0).normal(size=(len(ids), backbone.embedding_width)).astype(np.float32)
     expected = torch_token_gradients(model, layout, ids, lengths, weights)

@@ -83,7 +83,7 @@ def torch_outputs(model, layout, backbone, pictures, texts=TEXTS):
     with torch.no_grad():
         outputs = dict(zip(("image", "image_local"), _image(model, layout, pixels)))
         if backbone.context_length:
-            ids, lengths, _ = backbone._tokenizer(texts)
+            ids, lengths, _ = backbone.tokenizer(texts)
             ids, mask = torch.from_numpy(ids[:, : lengths.max()]).long(), _mask(lengths)
             outputs["text"], tokens = _text(model, layout, ids, mask)
             outputs["text_local"] = tokens * mask[..., None]

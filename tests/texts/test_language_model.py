@@ -55,6 +55,7 @@ def test_the_instructions_are_those_of_the_paper():
     )
     assert SHORTER == "It's too long, please make it shorter."
     assert set(INSTRUCTIONS) == {1, 2}
+    assert instruct("show {}!", DOG.labels) == "show dog, traffic light!"  # one of one's own
 
 
 def test_a_conversation_asks_for_another_text_of_the_same_labels():

@@ -10,10 +10,14 @@ from mlclip_jax.texts.templates import (
     TEMPLATE_SETS,
     TEMPLATES,
     check_template,
+    describe_templates,
     fill,
     imagenet_templates,
     inflect_engine,
     noun_phrase,
+    read_templates,
+    record_templates,
+    tagclip_templates,
     write_texts,
 )
 
@@ -99,6 +103,77 @@ def test_clips_own_templates_are_all_there():
     assert templates[-1] == "a tattoo of the {}."
     for template in templates:
         check_template(template)
+
+
+def test_tagclips_templates_are_clips_and_five_more():
+    templates = tagclip_templates()
+    assert templates[:80] == imagenet_templates()
+    assert len(set(templates)) == 85
+    for template in templates[80:]:
+        check_template(template)
+        assert template.endswith(" in the scene.")
+
+
+@pytest.mark.parametrize(
+    "template", ["a {} and a {}.", "{labels} and {labels}", "{} beside {labels}", "{0}, {0}"]
+)
+def test_a_template_has_one_place(template):
+    with pytest.raises(InputError, match=r"has 2 places for the name; leave one"):
+        check_template(template)
+
+
+def test_templates_are_given_by_name_as_a_file_or_themselves(tmp_path):
+    assert read_templates("imagenet") == imagenet_templates()
+    assert read_templates("templates") == TEMPLATES
+    assert read_templates("This is a photo of a {}.") == ("This is a photo of a {}.",)
+    file = tmp_path / "my templates.txt"
+    file.write_text("a photo of {labels}.\n\n  the {}\n", encoding="utf-8")
+    assert read_templates(str(file)) == ("a photo of {labels}.", "the {}")
+
+
+@pytest.mark.parametrize("given", ["imagenet", "a {}", "a {}\nthe {}"])
+def test_what_is_recorded_of_templates_reads_the_same(given):
+    assert record_templates(given) == given
+    assert read_templates(record_templates(given)) == read_templates(given)
+
+
+def test_a_file_of_templates_is_recorded_by_what_it_holds(tmp_path):
+    file = tmp_path / "templates.txt"
+    file.write_text("a {}\nthe {}\n", encoding="utf-8")
+    assert record_templates(str(file)) == "a {}\nthe {}"
+    assert describe_templates("a {}\nthe {}") == "the mean of 2 templates, 'a {}' to 'the {}'"
+    assert describe_templates("a {}") == "'a {}'"
+    assert describe_templates("imagenet").startswith(
+        "imagenet, the mean of 80 templates, 'a bad photo of a {}.'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "imagnet",
+            r"no set of templates or file 'imagnet' \(did you mean imagenet\?\); give one of templates,",
+        ),
+        ("", "no set of templates or file ''"),
+        ("a photo", "the template 'a photo' has no place for the name: write {labels} in it"),
+        ("a photo of a {} and a {}", "has 2 places for the name; leave one"),
+        ("{labels", "cannot be filled"),
+    ],
+)
+def test_templates_that_are_none_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        read_templates(given)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "holds no line of text"), ("a {}\na photo\n", "'a photo' has no place"), ("{}, {}", "2 places")],
+)
+def test_a_file_of_templates_is_refused_that_has_none_or_a_bad_one(tmp_path, content, message):
+    (tmp_path / "file.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read_templates(str(tmp_path / "file.txt"))
 
 
 @pytest.mark.parametrize("template", ["a photo", "{dog}", "{labels", "a photo of {0.x}", "{1}"])

@@ -195,6 +195,27 @@ def test_from_texts_and_pixels(folder, tmp_path, capsys):
     assert (next((workdir / "embedded").glob("texts-*.npz"))).stat().st_mtime_ns == before
 
 
+def test_class_embeddings_are_made_by_the_templates_of_the_recipe(folder, tmp_path, capsys):
+    """A set or a file of them; a run resumes under no other, nor under a file that has changed."""
+    file = tmp_path / "templates.txt"
+    file.write_text("a photo of {labels}.\nthe {}\n")
+    given = f"--config.texts.templates={file}"
+    arguments = template_arguments(folder, tmp_path / "run")
+    assert main([*arguments, given]) == 0
+    assert (
+        "class texts the mean of 2 templates, 'a photo of {labels}.' to 'the {}'" in capsys.readouterr().out
+    )
+    assert main(arguments) == 2
+    assert f"holds a run with texts.templates '{file}', not ''" in capsys.readouterr().err
+    file.write_text("a photo of {labels}.\na {}\n")
+    assert main([*arguments, given]) == 2
+    assert r"with class texts 'a photo of {labels}.\nthe {}', not 'a photo" in capsys.readouterr().err
+    assert main([*template_arguments(folder, tmp_path / "other"), "--config.texts.templates=imagnet"]) == 2
+    assert "no set of templates or file 'imagnet' (did you mean imagenet?)" in capsys.readouterr().err
+    # What the run recorded needs no file, which other labels are put into as well.
+    assert read_run(tmp_path / "run").class_embeddings.origin.prompt == "a photo of {labels}.\nthe {}"
+
+
 def test_embedded_first_and_then_trained(folder, tmp_path, capsys):
     """The way the README shows: every input of the run is a file that `mlclip embed` wrote."""
     embed = ["embed", f"--backbone={folder / 'clip'}"]

@@ -1,0 +1,90 @@
+"""Prompts of one class and of several, and what the methods give that choose among them."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32
+
+from mlclip_jax.texts.label_sets import check_label_names
+from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
+
+NOTHING = "A photo without anything"  # the prompt of no class at all, in MMM-CLIP's code
+
+Images = Float[Array | np.ndarray, "N D"]
+Encode = Callable[[Sequence[str]], Float[Array | np.ndarray, "M D"]]  # M texts to embeddings of any length
+# Combinations of class names to their prompts: one name or more in each, in the order in which they are said.
+Write = Callable[[Sequence[Sequence[str]]], Sequence[str]]
+CountCut = Callable[[Sequence[str]], int]  # how many texts the encoder would cut, as `Tokenizer.count_cut`
+
+
+class Decided(NamedTuple):
+    """What a prompting method makes of N images and K classes.
+
+    Attributes:
+      scores: larger means more present; what ranks images and labels.
+      labels: what the method decides.
+      prompts: the prompt that each image resembles most, N strings; empty where each class is decided alone.
+    """
+
+    scores: Float32[np.ndarray, "N K"]
+    labels: Bool[np.ndarray, "N K"]
+    prompts: tuple[str, ...] = ()
+
+
+def write_names(combinations: Sequence[Sequence[str]]) -> list[str]:
+    """`cat, dog`: bare names between commas, as MMM-CLIP's Kaggle/top-all.py combines them."""
+    return [", ".join(names) for names in combinations]
+
+
+def write_words(combinations: Sequence[Sequence[str]]) -> list[str]:
+    """`cat dog`: bare names between blanks, which take the fewest tokens."""
+    return [" ".join(names) for names in combinations]
+
+
+def write_sentences(combinations: Sequence[Sequence[str]]) -> list[str]:
+    """`a photo of a cat and a dog.`: the prompt of plain zero-shot classification, in English."""
+    return [fill(CLASS_TEMPLATE, names) for names in combinations]
+
+
+def write_published(combinations: Sequence[Sequence[str]]) -> list[str]:
+    """`A photo of a cat,a dog,and a owl`: with the spaces and articles of MMM-CLIP's Kaggle/list-all.py."""
+    return [
+        "A photo of "
+        + "".join(f"a {name}," for name in names[:-1])
+        + "and " * (len(names) > 1)
+        + f"a {names[-1]}"
+        for names in combinations
+    ]
+
+
+def write_photos(combinations: Sequence[Sequence[str]]) -> list[str]:
+    """`A photo of cat`: what ranks classes in MMM-CLIP's Kaggle/top-all.py."""
+    return [f"A photo of {name}" for name in write_names(combinations)]
+
+
+# How a combination is written, by name.
+FORMS: dict[str, Write] = {
+    "names": write_names,
+    "words": write_words,
+    "sentences": write_sentences,
+    "published": write_published,
+    "photos": write_photos,
+}
+
+
+def spaced(class_names: Sequence[str]) -> list[str]:
+    """Names as prompts say them, with blanks for underscores.
+
+    Raises:
+      InputError: they are no list of distinct names.
+    """
+    names = [name.replace("_", " ").strip() for name in class_names]
+    check_label_names(names, "class_names")
+    return names
+
+
+def encode_distinct(encode: Encode, texts: Sequence[str]) -> Float[np.ndarray, "M D"]:
+    """Embeddings of M texts, of which equal ones are encoded once."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    return np.asarray(encode(list(places)))[[places[text] for text in texts]]

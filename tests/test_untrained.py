@@ -1,0 +1,110 @@
+"""Runs without training: loaded from names alone, carried to others, compared, calibrated."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny_clip import write_clip
+
+import mlclip_jax
+from mlclip_jax import InputError, calibration
+from mlclip_jax.backbones import load_backbone
+from mlclip_jax.data.scenes import LABELS, OTHER_LABELS, Scenes
+from mlclip_jax.embeddings.embed import embed_names
+from mlclip_jax.embeddings.store import Embeddings
+from mlclip_jax.evaluation import evaluate
+from mlclip_jax.metrics import mean_average_precision
+from mlclip_jax.provenance import UNKNOWN
+from mlclip_jax.untrained import load_untrained
+from mlclip_jax.zero_shot import cosine_scores, ridge_scores, standardise
+
+TEMPLATE = "a photo of {labels}."
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("scenes-clip")
+
+
+@pytest.fixture(scope="module")
+def run(backbone):
+    return mlclip_jax.load_zero_shot(backbone, LABELS, templates=TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def images(backbone):
+    scenes = list(Scenes(3, 60))
+    vectors = backbone.encode_images([scene.image for scene in scenes])
+    labels = np.stack([scene.labels for scene in scenes]).astype(np.int8)
+    return Embeddings({"image": vectors}, labels=labels, label_names=LABELS, origin=UNKNOWN)
+
+
+def test_it_scores_by_names_alone(run, backbone, images):
+    assert repr(run).startswith(f"Run(Zero-shot, nothing trained, {len(LABELS)} labels, on scenes-clip")
+    classes = embed_names(backbone, LABELS, TEMPLATE).vectors
+    expected = np.asarray(standardise(ridge_scores(images.vectors, classes)))
+    np.testing.assert_allclose(run.score(images), expected, rtol=1e-4, atol=1e-4)
+    scenes = [scene.image for scene in Scenes(3, 2)]
+    # Scores, as there are no probabilities.
+    np.testing.assert_allclose(run.predict(scenes), expected[:2], rtol=1e-3, atol=1e-3)
+    assert mean_average_precision(run.score(images), images.labels)[0] > 0.9
+
+
+def test_eighty_templates_are_its_default(backbone):
+    classes = embed_names(backbone, ["anchor", "moon"], "imagenet")
+    run = mlclip_jax.load_zero_shot(backbone, ["anchor", "moon"], rule="cosine")
+    np.testing.assert_array_equal(run.class_embeddings.vectors, classes.vectors)
+    image = next(iter(Scenes(3, 1))).image
+    expected = cosine_scores(backbone.encode_images([image]), classes.vectors) / 0.01
+    np.testing.assert_allclose(run.predict([image]), expected, rtol=1e-4)
+
+
+def test_other_labels_get_the_same_templates(run, backbone):
+    other = run.with_labels(OTHER_LABELS)
+    again = mlclip_jax.load_zero_shot(backbone, OTHER_LABELS, templates=TEMPLATE)
+    scenes = [scene.image for scene in Scenes(3, 2, label_names=OTHER_LABELS)]
+    np.testing.assert_array_equal(other.predict(scenes), again.predict(scenes))
+
+
+def test_it_is_compared_with_plain_cosine_and_leaves_no_file(run, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, rows = evaluate([run], images, num_samples=10)
+    assert any("Zero-shot" in str(row) for row in rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibrated_it_gives_probabilities(run, images):
+    for ask in (lambda: run.thresholds, lambda: run.probabilities(run.score(images))):
+        with pytest.raises(InputError, match="the scores of Zero-shot are no probabilities: choose the high"):
+            ask()
+    scores = run.score(images)
+    calibrated = dataclasses.replace(run, calibration=calibration.fit(scores, images.labels))
+    assert repr(calibrated).endswith("calibrated)")
+    probabilities = calibrated.probabilities(scores)
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    right = (probabilities >= calibrated.thresholds) == (images.labels == 1)
+    assert right.mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rule": "rigde"}, r"invalid rule=rigde \(did you mean ridge\?\): must be one of ridge, standard"),
+        ({"penalty": -1.0}, r"^Zero-shot: invalid penalty=-1\.0: must be finite and not negative$"),
+        ({"temperature": 0.0}, r"invalid temperature=0\.0: must be finite and positive$"),
+        ({"templates": "imagnet"}, r"no set of templates or file 'imagnet' \(did you mean imagenet\?\)"),
+        ({"label_names": ["cat", "cat"]}, "names 'cat' more than once"),
+        ({"label_names": []}, "must be a list of names"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_backbone_is_loaded(changes, message):
+    given = {"backbone": "/nowhere", "label_names": ["cat", "dog"]} | changes
+    with pytest.raises(InputError, match=message):
+        mlclip_jax.load_zero_shot(**given)
+
+
+def test_what_needs_training_and_other_backbones_are_refused(run, tmp_path):
+    with pytest.raises(InputError, match="TaI-Adapter is trained before it labels images: give the folder"):
+        load_untrained("tai", "/nowhere", ["cat", "dog"])
+    with pytest.raises(InputError, match=r"Zero-shot embedded its labels by scenes-clip .*, not by .*; name"):
+        run.with_backbone(write_clip(tmp_path / "clip"))
