@@ -14,8 +14,8 @@ RUNS = "runs"
 
 def make_runs_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh whose axis `"runs"` goes over devices, by default of all processes; each has whole batches."""
-    devices = make_mesh(devices).devices.reshape(-1, 1)
-    return Mesh(devices, (RUNS, AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
+    every = make_mesh(devices).devices.reshape(-1, 1)
+    return Mesh(every, (RUNS, AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def run_parallel(chunk: Callable[..., tuple[Any, Any]], mesh: Mesh) -> Callable[..., tuple[Any, Any]]:
