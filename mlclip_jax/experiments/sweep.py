@@ -23,16 +23,14 @@ from mlclip_jax.recipes import check_same_run, flat_config, read_config
 from mlclip_jax.report import markdown_table, plot_figures
 from mlclip_jax.runs import EMBEDDED, load_backbone_of, read_run
 from mlclip_jax.training.preparation import MAY_CHANGE, check, prepare, with_loss_constants
+from mlclip_jax.training.step import ARGUMENTS
 from mlclip_jax.training.together import make_program, may_train_together, runs_at_once, train_together
 from mlclip_jax.training.train import train_prepared
 from mlclip_jax.wording import counted
 
 SEED = "seed"  # runs that differ in it alone are one row of the table
 MAP = "mAP"
-# Keys in which runs of one program may differ: what `step.hyper_of` makes an argument of the step, and what
-# decides data alone.
-ARGUMENTS = ("seed", "optimizer.learning_rate", "optimizer.weight_decay")
-ARGUMENTS += ("perturbation.radius", "perturbation.image_radius")
+# Beside the arguments of the step, keys in which runs of one program may differ: what decides data alone.
 DATA = ("texts.", "examples.", "perturbation.shift", "recipe", "init")
 LENGTHS = ("texts.number", "examples.shots")  # which decide the steps of so many epochs
 

@@ -18,7 +18,6 @@ from mlclip_jax.training.interruptions import ending_when_stalled, listening_for
 from mlclip_jax.training.loop import ON_DEVICE, next_boundary
 from mlclip_jax.training.metric_log import Log
 from mlclip_jax.training.preparation import Prepared
-from mlclip_jax.training.step import make_chunk
 from mlclip_jax.wording import counted
 
 MEMORY = 1 << 32  # bytes that runs may take on a device that does not say how many it has
@@ -49,7 +48,7 @@ def runs_at_once(run: Prepared) -> int:
 
 def make_program(run: Prepared) -> Callable[..., tuple[dict, dict]]:
     """The compiled program of runs like this one; see `run_parallel`."""
-    return run_parallel(make_chunk(run.train_step()), make_runs_mesh())
+    return run_parallel(run.chunk(), make_runs_mesh())
 
 
 def train_together(runs: Sequence[Prepared], program: Callable[..., tuple[dict, dict]]) -> None:
