@@ -194,8 +194,9 @@ def _train_and_score(points, embedded, load_backbone):
     program = None
     while points:
         runs = [prepared(points[0])]
-        if may_train_together(runs[0]):
-            runs += map(prepared, points[1 : runs_at_once(runs[0])])
+        number = runs_at_once(runs[0]) if may_train_together(runs[0]) else 1
+        if number > 1:
+            runs += map(prepared, points[1:number])
             # Where some of them were stopped at another step, they wait.
             runs = [run for run in runs if run.latest_step == runs[0].latest_step]
             program = program or make_program(runs[0])
