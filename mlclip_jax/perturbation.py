@@ -170,18 +170,19 @@ def _regression(known_texts, known_images, combinations):
     What a label adds is shrunk towards what it adds to texts, not towards nothing: few known labels then
     move the texts by the modality gap, and many to where the images are.
     """
-    _, prior, _ = _effects(*known_texts, 0.0)
+    texts, text_labels = known_texts
+    _, prior, _ = _effects(texts, text_labels, np.zeros((text_labels.shape[1], texts.shape[1])))
     mean, effects, frequency = _effects(*known_images, prior)
     return mean + (combinations - frequency) @ effects
 
 
 def _effects(embeddings, labels, prior):
-    """The mean embedding, what each label adds to it (K, D), and the mean labels."""
+    """The mean embedding, what each label adds to it (K, D), shrunk towards `prior`, and the mean labels."""
     known = labels >= 0
     frequency = np.where(known, labels, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     centred = np.where(known, labels, frequency) - frequency
     mean = embeddings.mean(axis=0)
-    unexplained = embeddings - mean - centred @ np.broadcast_to(prior, (labels.shape[1], len(mean)))
+    unexplained = embeddings - mean - centred @ prior
     penalty = RIDGE * np.eye(labels.shape[1])
     effects = prior + np.linalg.solve(centred.T @ centred + penalty, centred.T @ unexplained)
     return mean, effects, frequency

@@ -1,5 +1,6 @@
 """Many runs in one program: one or several on each device."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from mlclip_jax.distributed.data_parallel import PROGRAMS
 from mlclip_jax.distributed.sharding import AXIS, make_mesh
 
 RUNS = "runs"
@@ -18,6 +20,7 @@ def make_runs_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(every, (RUNS, AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+@functools.lru_cache(maxsize=PROGRAMS)
 def run_parallel(chunk: Callable[..., tuple[Any, Any]], mesh: Mesh) -> Callable[..., tuple[Any, Any]]:
     """Runs a chunk of training steps for R runs, R / devices on each device, side by side by `jax.vmap`.
 

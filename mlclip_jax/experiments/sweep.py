@@ -24,7 +24,7 @@ from mlclip_jax.report import markdown_table, plot_figures
 from mlclip_jax.runs import EMBEDDED, load_backbone_of, read_run
 from mlclip_jax.training.preparation import MAY_CHANGE, check, prepare, with_loss_constants
 from mlclip_jax.training.step import ARGUMENTS
-from mlclip_jax.training.together import make_program, may_train_together, runs_at_once, train_together
+from mlclip_jax.training.together import may_train_together, runs_at_once, train_together
 from mlclip_jax.training.train import train_prepared
 from mlclip_jax.wording import counted
 
@@ -191,7 +191,6 @@ def _train_and_score(points, embedded, load_backbone):
     def prepared(point):
         return prepare(point.config, point.workdir, embedded=embedded, load_backbone=load_backbone)
 
-    program = None
     while points:
         runs = [prepared(points[0])]
         number = runs_at_once(runs[0]) if may_train_together(runs[0]) else 1
@@ -199,8 +198,7 @@ def _train_and_score(points, embedded, load_backbone):
             runs += map(prepared, points[1:number])
             # Where some of them were stopped at another step, they wait.
             runs = [run for run in runs if run.latest_step == runs[0].latest_step]
-            program = program or make_program(runs[0])
-            train_together(runs, program)
+            train_together(runs)
         else:
             train_prepared(runs[0], score=False)
         trained = [read_run(run.workdir) for run in runs]

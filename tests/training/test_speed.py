@@ -56,14 +56,14 @@ def ours(texts, hidden, depth, num_runs=0):
     chunk = step_module.make_chunk(step)
     data = {"image": embeddings, "labels": labels, "is_text": np.ones(NUMBER, bool)}
     state = step_module.initial_state(parameters, optimizer(hyper))
+    mesh = make_mesh(jax.devices()[:1])
     if num_runs:
         run = run_parallel(chunk, make_runs_mesh(jax.devices()[:1]))
         state, hyper, indices = jax.tree.map(
             lambda leaf: jnp.stack([leaf] * num_runs), (state, hyper, indices)
         )
     else:
-        run = data_parallel(chunk, "shard_map", make_mesh(jax.devices()[:1]))
-    mesh = make_mesh(jax.devices()[:1])
+        run = data_parallel(chunk, "shard_map", mesh)
     state, data = (place(tree, replicated(mesh)) for tree in (state, data))
 
     def work():
