@@ -100,8 +100,9 @@ def set_task(config, options):
         # Alone in its combination, a text would become the shifted centroid itself (equation 10).
         config.texts.per_combination = 2
         config.examples.known = options["known"]
-        config.perturbation.shift = "mean" if options["published"] else "regression"
-        config.perturbation.radius = 10.0
+        config.perturbation.shift = "regression"
+        if options["published"]:
+            config.perturbation.update(shift="mean", radius=10.0)
 
 
 def as_published(config, task):

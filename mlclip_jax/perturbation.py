@@ -147,32 +147,45 @@ def shift_texts(
     seen = combinations & (image_labels == 1).any(axis=0)
     is_seen = seen.any(axis=1)
     offsets = np.zeros_like(text_centroids)
-    expected = EXPECTED[where](images.astype(np.float64), image_labels, seen[is_seen])
+    known = (texts, text_labels), (images.astype(np.float64), image_labels)
+    expected = EXPECTED[where](*known, seen[is_seen])
     offsets[is_seen] = expected - text_centroids[is_seen]
     return (texts + offsets[which]).astype(np.float32), is_seen[which]
 
 
-def _mean_of_means(images, image_labels, combinations):
+def _mean_of_means(_, known_images, combinations):
     """Equation 7 and the mean of equation 9: the mean image known to have a label, averaged over labels."""
+    images, image_labels = known_images
     known = (image_labels == 1).astype(np.float64)
     means = known.T @ images / np.maximum(known.sum(axis=0), 1)[:, None]
     return combinations @ means / combinations.sum(axis=1, keepdims=True)
 
 
-def _regression(images, image_labels, combinations):
+def _regression(known_texts, known_images, combinations):
     """Ridge regression of images on all of their labels at once, an unknown one at its known frequency.
 
     The mean of equation 7 also holds what else these images show, so that the means of all labels lie close
     together: where images have several labels each, the noise then drowns what sets them apart.
+
+    What a label adds is shrunk towards what it adds to texts, not towards nothing: few known labels then
+    move the texts by the modality gap, and many to where the images are.
     """
-    known = image_labels >= 0
-    frequency = np.where(known, image_labels, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    labels = np.where(known, image_labels, frequency)
-    centred = labels - labels.mean(axis=0)
-    mean = images.mean(axis=0)
+    texts, text_labels = known_texts
+    _, prior, _ = _effects(texts, text_labels, np.zeros((text_labels.shape[1], texts.shape[1])))
+    mean, effects, frequency = _effects(*known_images, prior)
+    return mean + (combinations - frequency) @ effects
+
+
+def _effects(embeddings, labels, prior):
+    """The mean embedding, what each label adds to it (K, D), shrunk towards `prior`, and the mean labels."""
+    known = labels >= 0
+    frequency = np.where(known, labels, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    centred = np.where(known, labels, frequency) - frequency
+    mean = embeddings.mean(axis=0)
+    unexplained = embeddings - mean - centred @ prior
     penalty = RIDGE * np.eye(labels.shape[1])
-    effects = np.linalg.solve(centred.T @ centred + penalty, centred.T @ (images - mean))
-    return mean + (combinations - labels.mean(axis=0)) @ effects
+    effects = prior + np.linalg.solve(centred.T @ centred + penalty, centred.T @ unexplained)
+    return mean, effects, frequency
 
 
 RIDGE = 10.0

@@ -50,6 +50,7 @@ def _counts(shape):
     return jnp.zeros_like(low), low
 
 
+@jax.jit  # so that it is traced and lowered once for each shape; XLA puts it back in its place
 def _hash(key, high, low):
     """Threefry of pairs of words under one key, a pair of words."""
     words = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(PARITY))

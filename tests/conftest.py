@@ -38,7 +38,11 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir o
 
 # The same examples every time, however slow the machine.
 settings.register_profile(
-    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "steady",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("steady")
 

@@ -1,12 +1,12 @@
 """Compiled programs are kept between processes: whole, replaced where damaged, only where they should be."""
 
 import os
-import subprocess
-import sys
+import signal
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from processes import finish, free_address
+from processes import finish, free_address, outputs_of, start_python
 from small_world import train_arguments, write_embeddings
 from tiny_clip import write_clip
 
@@ -45,17 +45,14 @@ def counts(output):
     return int(hits), int(misses)
 
 
-def run(preamble=""):
+def run(preamble="", **how):
     """A small program in a process of its own: its hits and misses, and what it complained of."""
-    done = subprocess.run(
-        [sys.executable, "-c", COUNTED + preamble + PROGRAM],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
-    assert done.stdout.startswith("1.909")
-    return *counts(done.stdout), done.stderr
+    with tempfile.TemporaryFile("w+") as errors:
+        [output] = outputs_of([start_python(COUNTED + preamble + PROGRAM, errors=errors, **how)])
+        errors.seek(0)
+        said = errors.read()
+    assert output.startswith("1.909")
+    return *counts(output), said
 
 
 def test_the_second_start_of_a_command_compiles_nothing(tmp_path):
@@ -98,10 +95,10 @@ def embed(tmp_path):
 
 def test_a_command_imports_jax_where_it_computes_and_keeps_what_it_compiles(home, embed, tmp_path):
     preamble = "import atexit, sys\natexit.register(lambda: print('jax' in sys.modules))\n"
-    finish(embed, num_devices=1)  # where nothing has imported JAX before it
+    finish(embed, num_devices=1, fresh=True)  # where nothing has imported JAX before it
     assert entries(home)
     scenes = ["scenes", f"--output={tmp_path / 'scenes'}", "--number=1"]
-    assert finish(scenes, preamble=preamble).endswith("False\n")
+    assert finish(scenes, preamble=preamble, fresh=True).endswith("False\n")
 
 
 def test_a_flag_turns_it_off(home, embed):
@@ -145,8 +142,7 @@ pathlib.Path.write_bytes = die
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_no_entry(home):
-    with pytest.raises(subprocess.CalledProcessError, match="SIGKILL"):
-        run(DIES)
+    outputs_of([start_python(COUNTED + DIES + PROGRAM)], -signal.SIGKILL)
     assert entries(home) == []
     assert len(list(home.rglob("*.tmp"))) == 1
     assert run()[2] == ""
@@ -160,7 +156,7 @@ def test_a_full_disk_is_no_reason_to_stop(home):
 
 def test_a_folder_that_cannot_be_written_is_said_in_a_line(home):
     home.write_text("a file")
-    hits, _, said = run()
+    hits, _, said = run(fresh=True)  # where nothing that was imported has set up logging
     assert hits == 0
     assert said.startswith(
         f"warning: compiled programs are not kept: cannot write {home}/mlclip_jax/compiled/"

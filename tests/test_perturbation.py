@@ -160,3 +160,17 @@ def test_regression_finds_where_images_of_several_labels_lie_and_means_do_not(kn
         pairs = shifted.reshape(-1, 2, 16).mean(axis=1)
         distance[where] = np.linalg.norm(pairs - truth, axis=1).mean()
     assert distance["regression"] < 0.2 * distance["mean"]
+
+
+def test_few_known_labels_move_texts_by_the_gap_rather_than_towards_one_another():
+    """Images are texts, moved by a gap; an effect that is known of few of them is not shrunk towards zero."""
+    random = np.random.default_rng(3)
+    effects, gap = 9 * random.normal(size=(4, 16)), 5 * random.normal(size=16)
+    text_labels = (random.random((2000, 4)) < 0.4).astype(np.int8)
+    image_labels = (random.random((60, 4)) < 0.4).astype(np.int8)
+    texts, images = text_labels @ effects, image_labels @ effects + gap
+    moved, _ = shift_texts(texts.astype(np.float32), text_labels, images.astype(np.float32), image_labels)
+    some = text_labels.any(axis=1)
+    error = np.linalg.norm(moved - texts - gap, axis=1)[some]
+    apart = np.linalg.norm(effects, axis=1).mean()
+    assert error.max() < 0.05 * apart  # shrunk towards zero: 0.7

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from mlclip_jax.distributed.sharding import AXIS, replicated
 
 MODES = ("shard_map", "pmap")
+PROGRAMS = 8  # that are kept, so that a later run of the same program in this process is not traced again
 
 
 def sum_over_devices(tree: Any, fuse_allreduce: bool = True) -> Any:
@@ -72,6 +73,13 @@ def data_parallel(
     """
     if mode == "pmap":
         return _pmapped(chunk, mesh, split_data)
+    shardings, structure = jax.tree.flatten(replicated(mesh) if state_shardings is None else state_shardings)
+    return _sharded(chunk, mesh, split_data, tuple(shardings), structure)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _sharded(chunk, mesh, split_data, state_shardings, structure):
+    """`data_parallel` by `shard_map`."""
 
     def on_device(state, frozen, data, indices, steps, hyper):
         if split_data:
@@ -88,10 +96,11 @@ def data_parallel(
         # the sum in the step would count every device twice; without it both modes mean the same.
         check_vma=False,
     )
-    shardings = replicated(mesh) if state_shardings is None else state_shardings
-    return jax.jit(mapped, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    out_shardings = jax.tree.unflatten(structure, state_shardings), replicated(mesh)
+    return jax.jit(mapped, donate_argnums=0, out_shardings=out_shardings)
 
 
+@functools.lru_cache(maxsize=PROGRAMS)
 def _pmapped(chunk, mesh, split_data):
     """`data_parallel` by `pmap`, which sees the arrays and rows of this process's devices alone."""
     mapped = jax.pmap(

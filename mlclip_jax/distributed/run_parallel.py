@@ -1,5 +1,6 @@
 """Many runs in one program: one or several on each device."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from mlclip_jax.distributed.data_parallel import PROGRAMS
 from mlclip_jax.distributed.sharding import AXIS, make_mesh
 
 RUNS = "runs"
@@ -14,10 +16,11 @@ RUNS = "runs"
 
 def make_runs_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh whose axis `"runs"` goes over devices, by default of all processes; each has whole batches."""
-    devices = make_mesh(devices).devices.reshape(-1, 1)
-    return Mesh(devices, (RUNS, AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
+    every = make_mesh(devices).devices.reshape(-1, 1)
+    return Mesh(every, (RUNS, AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+@functools.lru_cache(maxsize=PROGRAMS)
 def run_parallel(chunk: Callable[..., tuple[Any, Any]], mesh: Mesh) -> Callable[..., tuple[Any, Any]]:
     """Runs a chunk of training steps for R runs, R / devices on each device, side by side by `jax.vmap`.
 

@@ -29,16 +29,14 @@ from mlclip_jax.training.preparation import (
     prepare,
     with_loss_constants,
 )
-from mlclip_jax.training.together import make_program, may_train_together, runs_at_once, train_together
+from mlclip_jax.training.step import ARGUMENTS
+from mlclip_jax.training.together import may_train_together, runs_at_once, train_together
 from mlclip_jax.training.train import train_prepared
 from mlclip_jax.wording import counted
 
 SEED = "seed"  # runs that differ in it alone are one row of the table
 MAP = "mAP"
-# Keys in which runs of one program may differ: what `step.hyper_of` makes an argument of the step, and what
-# decides data alone.
-ARGUMENTS = ("seed", "optimizer.learning_rate", "optimizer.weight_decay")
-ARGUMENTS += ("perturbation.radius", "perturbation.image_radius")
+# Beside the arguments of the step, keys in which runs of one program may differ: what decides data alone.
 DATA = ("texts.", "examples.", "perturbation.shift", "recipe", "init")
 LENGTHS = ("texts.number", "examples.shots")  # which decide the steps of so many epochs
 
@@ -200,15 +198,14 @@ def _train_and_score(points, embedded, load_backbone):
     def prepared(point):
         return prepare(point.config, point.workdir, embedded=embedded, load_backbone=load_backbone)
 
-    program = None
     while points:
         runs = [prepared(points[0])]
-        if may_train_together(runs[0]):
-            runs += map(prepared, points[1 : runs_at_once(runs[0])])
+        number = runs_at_once(runs[0]) if may_train_together(runs[0]) else 1
+        if number > 1:
+            runs += map(prepared, points[1:number])
             # Where some of them were stopped at another step, they wait.
             runs = [run for run in runs if run.latest_step == runs[0].latest_step]
-            program = program or make_program(runs[0])
-            train_together(runs, program)
+            train_together(runs)
         else:
             train_prepared(runs[0], score=False)
         trained = [read_run(run.workdir) for run in runs]

@@ -95,7 +95,7 @@ def read_data(
 
 def _warn_of_noise(flag, radius, rows):
     """Embeddings are often stored L2-normalised, and radii are meant for those that are not."""
-    length = float(np.median(np.linalg.norm(np.asarray(rows.vectors[:1000], np.float32), axis=1)))
+    length = float(np.median(np.linalg.norm(np.asarray(rows.vectors[:1000], np.float64), axis=1)))
     if radius > DROWNED * length:
         warn(
             f"{flag}={radius:g} is noise {radius / max(length, 1e-12):.0f} times as long as the embeddings "

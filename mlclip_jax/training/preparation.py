@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from mlclip_jax import calibration, methods, perturbation, recipes
 from mlclip_jax.backbones.backbone import Backbone
+from mlclip_jax.distributed.data_parallel import PROGRAMS
 from mlclip_jax.distributed.processes import all_or_none, check_alike, is_first
 from mlclip_jax.embeddings.store import Embeddings, write_embeddings
 from mlclip_jax.errors import InputError
@@ -39,13 +41,17 @@ from mlclip_jax.training.examples import Examples
 from mlclip_jax.training.inputs import begin_from, read_data
 from mlclip_jax.training.loop import open_workdir, run_conditions
 from mlclip_jax.training.step import (
+    ARGUMENTS,
     Step,
     hyper_of,
     initial_state,
+    make_chunk,
     make_loss,
     make_train_step,
     sum_and_count_of,
 )
+
+PROGRAM = ("optimizer", "schedule", "loss", "perturbation")  # parts of a config that decide the program
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,16 +103,14 @@ class Prepared:
         size = self.config.train.batch_size
         return np.stack([self.examples.indices(self.config.seed, t, size) for t in range(first, end)])
 
-    def train_step(self) -> Step:
-        """One step on one device; see `step.make_train_step`."""
-        return make_train_step(
-            self.graph,
-            optimizers.make_optimizer(self.config),
-            make_loss(self.config.loss),
-            make_perturbation(self.config.perturbation),
-            skip_nonfinite=self.config.train.max_skipped_steps > 0,
-            fuse_allreduce=self.config.train.label_shards == 1,
-        )
+    def chunk(self) -> Step:
+        """Many steps on one device; see `step.make_chunk`. Runs of one program get the same function."""
+        config = {part: self.config[part].to_dict() for part in PROGRAM}
+        for path in ARGUMENTS:
+            part, _, key = path.partition(".")
+            config.get(part, {}).pop(key, None)
+        train = {key: self.config.train[key] for key in ("steps", "max_skipped_steps", "label_shards")}
+        return _make_chunk(self.graph, json.dumps(config | {"train": train}, sort_keys=True))
 
     def write(self, *, finished: bool) -> None:
         """Writes to the run's folder what later steps and commands need beside the checkpoints.
@@ -131,6 +135,20 @@ class Prepared:
         name = self.config.loss.name
         if name in UNCALIBRATED:
             note(f"{name}: probabilities need `mlclip calibrate`", once=True)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _make_chunk(graph, config):
+    config = ConfigDict(json.loads(config))
+    step = make_train_step(
+        graph,
+        optimizers.make_optimizer(config),
+        make_loss(config.loss),
+        make_perturbation(config.perturbation),
+        skip_nonfinite=config.train.max_skipped_steps > 0,
+        fuse_allreduce=config.train.label_shards == 1,
+    )
+    return make_chunk(step)
 
 
 def prepare(

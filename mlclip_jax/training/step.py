@@ -50,6 +50,11 @@ def sum_and_count_of(settings: Mapping | ConfigDict) -> LossSum:
     return functools.partial(LOSSES[settings["name"]].sum_and_count, **own)
 
 
+# Keys of a config that are arguments of the step, see `hyper_of`.
+ARGUMENTS = ("seed", "optimizer.learning_rate", "optimizer.weight_decay")
+ARGUMENTS += ("perturbation.radius", "perturbation.image_radius")
+
+
 def hyper_of(config: ConfigDict) -> dict[str, Num[np.generic, ""]]:
     """What runs of one recipe may vary: numbers, which are an argument of the step.
 

@@ -1,7 +1,7 @@
 """Runs that are one program, and differ in its arguments and data alone, trained at once."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -18,7 +18,6 @@ from mlclip_jax.training.interruptions import ending_when_stalled, listening_for
 from mlclip_jax.training.loop import ON_DEVICE, next_boundary
 from mlclip_jax.training.metric_log import Log
 from mlclip_jax.training.preparation import Prepared
-from mlclip_jax.training.step import make_chunk
 from mlclip_jax.wording import counted
 
 MEMORY = 1 << 32  # bytes that runs may take on a device that does not say how many it has
@@ -47,12 +46,7 @@ def runs_at_once(run: Prepared) -> int:
     return jax.device_count() * min(max(1, int(SHARE * limit) // num_bytes), MOST)
 
 
-def make_program(run: Prepared) -> Callable[..., tuple[dict, dict]]:
-    """The compiled program of runs like this one; see `run_parallel`."""
-    return run_parallel(make_chunk(run.train_step()), make_runs_mesh())
-
-
-def train_together(runs: Sequence[Prepared], program: Callable[..., tuple[dict, dict]]) -> None:
+def train_together(runs: Sequence[Prepared]) -> None:
     """Trains runs to their end, each with a log and checkpoints in its own folder.
 
     Called again, it resumes where it was stopped. The devices of all processes share the runs.
@@ -60,13 +54,13 @@ def train_together(runs: Sequence[Prepared], program: Callable[..., tuple[dict, 
     Args:
       runs: that `may_train_together`, whose configs differ in what is an argument of the step or decides
         data, and whose newest checkpoints, if any, are of one step.
-      program: from `make_program`.
 
     Raises:
       InputError: a step of a run had a loss or gradient that is not finite, or a file cannot be written.
       Preempted: a process received SIGTERM; all runs have saved the same step.
     """
     train, mesh = runs[0].config.train, make_runs_mesh()
+    program = run_parallel(runs[0].chunk(), mesh)
     split, whole = NamedSharding(mesh, P(RUNS)), replicated(mesh)
     padding = -len(runs) % mesh.size
     take = jax.jit(lambda tree, at: jax.tree.map(lambda array: array[at], tree), out_shardings=whole)

@@ -45,7 +45,7 @@ from mlclip_jax.training.loop import (
     run_steps,
 )
 from mlclip_jax.training.preparation import Prepared, prepare
-from mlclip_jax.training.step import make_chunk, sum_and_count_of
+from mlclip_jax.training.step import sum_and_count_of
 
 
 def train(
@@ -85,7 +85,7 @@ def train_prepared(
     optimizer = optimizers.make_optimizer(config)(run.hyper)
     state_shardings = shardings_of(run.state, run.label_axes, optimizer, mesh)
     frozen_on_device = place(run.frozen, split_by_labels(mesh, run.frozen, run.label_axes))
-    chunk = make_chunk(run.train_step())
+    chunk = run.chunk()
 
     def compiled(split_data):
         parallel = data_parallel(

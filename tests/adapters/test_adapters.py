@@ -30,6 +30,13 @@ SETTINGS = {
     "ml_decoder_pooled": {"name": "ml_decoder", "features": "pooled", "width": 24, **DECODER},
     "ml_decoder_text": {"name": "ml_decoder", "queries": "text", "width": 24, **DECODER},
 }
+# Of a decoder, the other adapter or kind of features stands for these where a test compiles for seconds.
+ALIKE = ("mld_pooled", "mld_published", "ml_decoder")
+
+
+def seldom(cases):
+    """Parameters of a test, of which those that are alike are slow."""
+    return [pytest.param(case, marks=pytest.mark.slow) if case in ALIKE else case for case in cases]
 
 
 def make(case, dtype="float32"):
@@ -64,7 +71,7 @@ def test_one_way_in_and_one_way_out(case):
             logits(case, {other: array for other, array in BATCH.items() if other != name})
 
 
-@pytest.mark.parametrize("case", [case for case in SETTINGS if "dropout" in SETTINGS[case]])
+@pytest.mark.parametrize("case", seldom(case for case in SETTINGS if "dropout" in SETTINGS[case]))
 def test_keys_drop_out_and_each_example_has_its_own(case):
     keys = jax.random.split(jax.random.key(0), 6)
     adapter = make(case)
@@ -81,7 +88,7 @@ def test_keys_drop_out_and_each_example_has_its_own(case):
     assert len(np.unique(same[:, 0])) > 1
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize("case", seldom(SETTINGS))
 def test_bfloat16_computes_and_float32_keeps(case):
     graph, parameters, frozen = split_trainable(make(case, "bfloat16"))
     assert {array.dtype for array in jax.tree.leaves((parameters, frozen))} == {jnp.dtype("float32")}

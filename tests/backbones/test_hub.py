@@ -1,15 +1,12 @@
 """Checkpoints by hub name, from a hub on this machine: what is asked of it, and what its refusals become."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from processes import PROGRAM
+from processes import outputs_of, start
 from tiny_models import write_case
 
 from mlclip_jax import InputError, load_backbone
@@ -123,30 +120,24 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def downloaded(hub, folder):
     """What `mlclip embed` said of a repository that holds two layouts, and what it asked the hub for."""
-    run = embed(hub.url, "laion/both", folder)
-    assert run.returncode == 0, run.stderr
-    return run.stderr, hub.served.copy()
+    return embed(hub.url, "laion/both", folder), hub.served.copy()
 
 
-def embed(hub_url, name, folder, cache="cache", revision="main"):
-    """Runs `mlclip embed` against a hub, with a cache of its own."""
-    environment = os.environ | {
-        "HF_ENDPOINT": hub_url,
-        "HF_HOME": str(folder / cache),
-        "JAX_PLATFORMS": "cpu",
-    }
-    environment.pop("HF_HUB_OFFLINE", None)
+def embed(hub_url, name, folder, cache="cache", revision="main", code=0):
+    """What `mlclip embed` says of a hub, with a cache of its own, and this exit code."""
+    variables = {"HF_ENDPOINT": hub_url, "HF_HOME": str(folder / cache), "HF_HUB_OFFLINE": "0"}
     (folder / "names.txt").write_text("dog\n")
     flags = [f"--backbone={name}", f"--revision={revision}", f"--texts={folder / 'names.txt'}"]
-    command = [sys.executable, "-c", PROGRAM, "embed", *flags, f"--output={folder / 'out.npz'}"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return outputs_of(
+        [start(["embed", *flags, f"--output={folder / 'out.npz'}"], variables=variables)], code
+    )[0]
 
 
-def refusal(run):
+def refusal(*given, **how):
     """The line that says why, of a command that ended as it should where the user has to mend something."""
-    assert run.returncode == 2, run.stderr
-    assert "Traceback" not in run.stderr
-    return run.stderr.strip().splitlines()[-1]
+    said = embed(*given, code=2, **how)
+    assert "Traceback" not in said
+    return said.strip().splitlines()[-1]
 
 
 def test_only_what_is_needed_is_downloaded_and_no_pickle(hub, downloaded, tmp_path):
@@ -154,23 +145,22 @@ def test_only_what_is_needed_is_downloaded_and_no_pickle(hub, downloaded, tmp_pa
     assert "laion/both: CLIP (ViT 2 x 32" in said
     assert [name for name in served if not name.endswith(".json")] == ["model.safetensors"]
     hub.served.clear()
-    run = embed(hub.url, "timm/tiny_clip.openai", tmp_path)
-    assert "CLIP (ResNet of 2+1+1+1 blocks, 8 wide; text 2 x 24; quick_gelu)" in run.stderr
+    said = embed(hub.url, "timm/tiny_clip.openai", tmp_path)
+    assert "CLIP (ResNet of 2+1+1+1 blocks, 8 wide; text 2 x 24; quick_gelu)" in said
     assert [name for name in hub.served if not name.endswith(".json")] == ["open_clip_model.safetensors"]
     hub.served.clear()
-    run = embed(hub.url, "someone/shards", tmp_path)
-    assert run.returncode == 0, run.stderr
+    embed(hub.url, "someone/shards", tmp_path)
     weights = sorted(name for name in hub.served if not name.endswith(".json"))
     assert weights == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
 
 
 def test_what_the_hub_refuses_is_said_in_a_line(hub, tmp_path):
-    line = refusal(embed(hub.url, "someone/nothing", tmp_path))
+    line = refusal(hub.url, "someone/nothing", tmp_path)
     assert "error: backbone 'someone/nothing' is no folder here" in line
     assert "the hub has no such repository" in line
-    line = refusal(embed(hub.url, "laion/both", tmp_path, revision="v9"))
+    line = refusal(hub.url, "laion/both", tmp_path, revision="v9")
     assert "error: laion/both has no revision 'v9' on the hub; give a commit, branch or tag" in line
-    line = refusal(embed(hub.url, "someone/pickled", tmp_path))
+    line = refusal(hub.url, "someone/pickled", tmp_path)
     assert "someone/pickled lacks model.safetensors at this revision, and a pickle is never read" in line
     assert "--revision=refs/pr/N" in line
     assert "pytorch_model.bin" not in hub.served
@@ -179,16 +169,13 @@ def test_what_the_hub_refuses_is_said_in_a_line(hub, tmp_path):
 @pytest.mark.usefixtures("downloaded")
 def test_without_a_network_only_the_cache_is_left(folder):
     nowhere = "http://127.0.0.1:9"  # the discard port: refused at once
-    again = embed(nowhere, "laion/both", folder)
-    assert again.returncode == 0, again.stderr
-    line = refusal(embed(nowhere, "laion/both", folder, cache="empty"))
+    embed(nowhere, "laion/both", folder)
+    line = refusal(nowhere, "laion/both", folder, cache="empty")
     assert "the hub cannot be reached, and the cache does not hold it" in line
 
 
 def test_names_of_open_clip_lead_to_their_repositories(hub, folder):
-    run = embed(hub.url, "RN50/openai", folder)
-    assert run.returncode == 0, run.stderr
-    assert "timm/resnet50_clip.openai: CLIP (ResNet of " in run.stderr
+    assert "timm/resnet50_clip.openai: CLIP (ResNet of " in embed(hub.url, "RN50/openai", folder)
     with pytest.raises(
         InputError, match=r"RN50-quickgelu/laion400m_e32 has no weights 'laion400m_e32'; it has openai"
     ):

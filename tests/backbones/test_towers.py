@@ -272,7 +272,10 @@ def test_texts_come_back_in_their_order_and_as_long_as_they_are(tmp_path):
     backbone = mlclip_jax.load_backbone(write_case(tmp_path, "blip"))
     texts = ["a", "a photo of two dogs and a cat , a photo of a dog !", "dog", "", "two cats"] * 5
     encoded = backbone.encode_texts(texts, local=True, batch_size=4)
-    np.testing.assert_allclose(encoded.embeddings, backbone.encode_texts(texts), rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(encoded.embeddings, backbone.encode_texts(texts, batch_size=4))
+    # XLA sums products of a larger batch in another order: within a millionth of the largest value.
+    largest = np.abs(encoded.embeddings).max()
+    np.testing.assert_allclose(encoded.embeddings, backbone.encode_texts(texts), rtol=0, atol=1e-6 * largest)
     lengths = encoded.mask.sum(axis=1)
     assert lengths[:5].tolist() == [3, 18, 3, 2, 5]
     assert encoded.local.shape == (25, 18, 20)

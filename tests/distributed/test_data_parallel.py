@@ -70,7 +70,13 @@ def test_modes_and_devices_agree(reference, mode, num_devices, num_steps, tolera
 
 @pytest.mark.parametrize(
     ("loss", "mode"),
-    [*((loss, "shard_map") for loss in LOSSES), *((loss, "pmap") for loss in COUPLED)],
+    [
+        *((loss, "shard_map") for loss in LOSSES),
+        *(
+            pytest.param(loss, "pmap", marks=[pytest.mark.slow] if i else [])
+            for i, loss in enumerate(COUPLED)
+        ),
+    ],
 )
 def test_every_loss_is_the_same_on_any_number_of_devices(loss, mode):
     """Those that couple samples see the batch of all devices; sums and means are over all of them."""

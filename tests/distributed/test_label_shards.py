@@ -75,7 +75,10 @@ def run(config, label_shards, num_labels=8, num_steps=5, optimizer=None):
     return state, np.asarray(metrics["loss"]), mesh
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] if case in ("fc", "ml_decoder") else []) for case in CASES],
+)
 def test_the_result_is_the_same(case):
     expected, expected_losses, mesh = run(CASES[case](), 1)
     expected = local_copy(expected["parameters"], mesh)

@@ -16,7 +16,7 @@ from small_world import train_arguments, write_embeddings
 from mlclip_jax.runs import read_run
 
 SETTINGS = {  # by the number of processes
-    1: {"train__steps": 2_400, "train__log_every": 50, "train__checkpoint_every": 200},
+    1: {"train__steps": 1_200, "train__log_every": 50, "train__checkpoint_every": 100},
     2: {"train__steps": 1_200, "train__log_every": 20, "train__checkpoint_every": 40},
 }
 KILLS = 20  # of the full form, for each number of processes
@@ -79,9 +79,9 @@ def test_killed_twice_it_ends_the_same(world, undisturbed, tmp_path):
     log, steps = tmp_path / "metrics.jsonl", SETTINGS[1]["train__steps"]
     # Before the first checkpoint; while one is being written. The full form has every moment.
     kill_when(begin(world, tmp_path, 1), lambda: log.is_file() and log.stat().st_size > 0)
-    kill_when(begin(world, tmp_path, 1), lambda: is_saving_after(tmp_path, 600))
+    kill_when(begin(world, tmp_path, 1), lambda: is_saving_after(tmp_path, 300))
     stopped_at = max(saved_steps(tmp_path))
-    assert 600 <= stopped_at < steps
+    assert 300 <= stopped_at < steps
     [output] = outputs_of(begin(world, tmp_path, 1))
     assert f"resuming from step {stopped_at} of {steps}" in output
     assert_ended_as(tmp_path, undisturbed(1), 1)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import own_method
 import pytest
-from processes import SLOWLY, kill_when, outputs_of, start
+from processes import SLOWLY, kill_when, start
 
 import mlclip_jax
 from mlclip_jax import methods
@@ -77,8 +77,11 @@ def test_only_the_paths_that_it_names_are_trained(run):
 def test_killed_it_resumes_to_the_same_end(world, run, tmp_path):
     command = arguments(world, tmp_path / "run")
     checkpoint = tmp_path / "run/checkpoints/20"
-    kill_when([start(command, num_devices=4, preamble=own_method.PREAMBLE + SLOWLY)], checkpoint.is_dir)
-    outputs_of([start(command, num_devices=4, preamble=own_method.PREAMBLE)])
+    kill_when(
+        [start(command, num_devices=jax.device_count(), preamble=own_method.PREAMBLE + SLOWLY)],
+        checkpoint.is_dir,
+    )
+    assert main(command) == 0
     for ours, theirs in zip(parameters_of(tmp_path / "run"), parameters_of(run)):
         np.testing.assert_array_equal(ours, theirs)
 

@@ -36,7 +36,7 @@ ENDLESS = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return write_embeddings(tmp_path_factory.mktemp("world"), num_images=600)
+    return write_embeddings(tmp_path_factory.mktemp("world"), num_images=160)
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +95,13 @@ def test_two_processes_are_as_one(alone, request, run):
 )
 def test_a_checkpoint_of_four_devices_goes_on_elsewhere(world, alone, tmp_path, num_processes, num_devices):
     """Two processes each take the rows of their own devices, chunk by chunk."""
+    unscored = {"evaluation__embeddings": "", "train__evaluate_every": 0}
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     for checkpoint in (tmp_path / "checkpoints").iterdir():
         if checkpoint.name != "100":
             shutil.rmtree(checkpoint)
     how = {"num_devices": num_devices, "preamble": STREAMED if num_processes > 1 else ""}
-    output = finish_together(arguments_of(world, tmp_path), num_processes, **how)[0]
+    output = finish_together(arguments_of(world, tmp_path, **unscored), num_processes, **how)[0]
     assert "resuming from step 100 of 200" in output
     assert_same_curve(tmp_path, alone, first=20)
 

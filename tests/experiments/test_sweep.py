@@ -17,7 +17,7 @@ from mlclip_jax.cli import main
 from mlclip_jax.experiments.sweep import groups_of, points_of, read_over
 from mlclip_jax.runs import read_run
 from mlclip_jax.training.preparation import prepare
-from mlclip_jax.training.together import make_program, train_together
+from mlclip_jax.training.together import train_together
 
 RADII, SEEDS = (0.0, 3.0), (0, 1)
 
@@ -70,7 +70,7 @@ def test_runs_side_by_side_on_a_device_are_the_runs_alone(world, swept, tmp_path
     over = {"perturbation.radius": [0.0, 3.0], "seed": list(range(jax.device_count()))}
     runs = [prepare(point.config, point.workdir) for point in points_of(config, over, tmp_path)]
     assert len(runs) == 2 * jax.device_count() > len(RADII) * len(SEEDS)
-    train_together(runs, make_program(runs[0]))
+    train_together(runs)
     for radius, seed in itertools.product(RADII, SEEDS):
         folders = folder_of(tmp_path, radius, seed), folder_of(swept, radius, seed)
         ours, theirs = (jax.tree.leaves(read_run(folder).parameters) for folder in folders)

@@ -289,21 +289,19 @@ class TestDisk:
 
 
 class TestStop:
-    def test_told_to_stop_it_saves_and_goes_on(self, world, tmp_path):
+    def test_told_to_stop_it_saves_and_goes_on(self, world, tmp_path, capsys):
         settings = {"train__steps": 400, "train__checkpoint_every": 400, "evaluation__embeddings": ""}
         arguments = train_arguments(world, tmp_path / "stopped", **settings)
-        process = start(arguments, preamble=SLOWLY)
+        process = start(arguments, num_devices=jax.device_count(), preamble=SLOWLY)
         wait_until((tmp_path / "stopped/metrics.jsonl").is_file, process)
         process.send_signal(signal.SIGTERM)
         [output] = outputs_of([process], 75)
         step = lines_of(tmp_path / "stopped/metrics.jsonl")[-1]["step"]
         assert f"stopped on request; saved step {step} of 400 in" in output.splitlines()[-1]
         assert [path.name for path in (tmp_path / "stopped/checkpoints").iterdir()] == [str(step)]
-        outputs = [
-            outputs_of([start(train_arguments(world, tmp_path / name, **settings))])
-            for name in ("stopped", "undisturbed")
-        ]
-        assert f"resuming from step {step} of 400" in outputs[0][0]
+        for name in ("undisturbed", "stopped"):
+            assert main(train_arguments(world, tmp_path / name, **settings)) == 0
+        assert f"resuming from step {step} of 400" in capsys.readouterr().err
         stopped, undisturbed = (read_run(tmp_path / name).parameters for name in ("stopped", "undisturbed"))
         assert_equal(stopped, undisturbed)
         logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("stopped", "undisturbed")]

@@ -42,6 +42,8 @@ CASES = {
 }
 # tests/distributed/test_data_parallel.py shows that the wrappers agree; one adapter of images has both.
 MODES = [*((case, "shard_map") for case in CASES), ("mld_local", "pmap")]
+SLOW = ("mld_pooled", "ml_decoder_pooled")  # with local features the same adapters are trained
+MODES = [pytest.param(*mode, marks=pytest.mark.slow) if mode[0] in SLOW else mode for mode in MODES]
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_the_best_checkpoint_is_the_best_by_what_was_asked(world, tmp_path, best
 
 def test_a_run_without_a_better_evaluation_ends(world, tmp_path):
     config = config_of(world, patience=3, steps=2_000)
-    config.optimizer.learning_rate = 0.03
+    config.optimizer.learning_rate = 0.1
     ended = train(config, tmp_path / "whole")
     measured = evaluations_of(tmp_path / "whole", "mAP_percent")
     last, best = max(measured), max(measured, key=measured.get)

@@ -40,8 +40,8 @@ RECIPES = {
 OF_ADAPTERS = [(case, "shard_map", 1) for case in RECIPES]
 OF_ADAPTERS += [
     ("tai", "pmap", 1),
-    ("mld", "pmap", 1),
-    ("tai", "shard_map", 2),
+    pytest.param("mld", "pmap", 1, marks=pytest.mark.slow),
+    pytest.param("tai", "shard_map", 2, marks=pytest.mark.slow),
     ("ml_decoder", "shard_map", 2),
 ]
 

@@ -60,7 +60,9 @@ def small_config(folder, variant):
     return config
 
 
-@pytest.mark.parametrize(("variant", "read_at_once"), [("fc", 1), ("mld", 1 << 20)])  # one step, and many
+@pytest.mark.parametrize(
+    ("variant", "read_at_once"), [("fc", 1), pytest.param("mld", 1 << 20, marks=pytest.mark.slow)]
+)  # one step, and many
 def test_streamed_or_on_the_device_it_is_the_same_run(folder, tmp_path, monkeypatch, variant, read_at_once):
     expected = train(small_config(folder, variant), tmp_path / "on_device")
     monkeypatch.setattr(loop, "ON_DEVICE", 0)

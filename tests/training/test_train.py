@@ -21,7 +21,7 @@ from mlclip_jax.adapters.tai import TaIAdapter
 from mlclip_jax.cli import main
 from mlclip_jax.comparison import SCORINGS, _difference, compare, describe_comparison
 from mlclip_jax.configs import tai
-from mlclip_jax.distributed.data_parallel import data_parallel
+from mlclip_jax.distributed.data_parallel import MODES, data_parallel
 from mlclip_jax.distributed.sharding import make_mesh, replicated
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import read_embeddings
@@ -33,7 +33,7 @@ from mlclip_jax.perturbation import make_perturbation
 from mlclip_jax.runs import read_run
 from mlclip_jax.training.metric_log import Log
 from mlclip_jax.training.optimizers import make_optimizer, make_schedule
-from mlclip_jax.training.preparation import with_loss_constants
+from mlclip_jax.training.preparation import prepare, with_loss_constants
 from mlclip_jax.training.step import hyper_of, initial_state, make_chunk, make_loss, make_train_step
 from mlclip_jax.training.train import train
 
@@ -533,6 +533,19 @@ def test_intervals_are_of_the_basic_bootstrap():
     difference, lower, upper = _difference(measured, "ours", "theirs")
     assert difference == 11
     assert (lower, upper) == pytest.approx((22 - 9506.5, 22 - 6.5))
+
+
+def test_runs_of_one_program_share_it(world, tmp_path):
+    """They are then traced and compiled once in a process."""
+    changes = ({}, {"seed": 5, "perturbation.radius": 1.0, "train.log_every": 7}, {"method.hidden": 16})
+    chunks = [prepare(small_config(world, **own), tmp_path / str(i)).chunk() for i, own in enumerate(changes)]
+    assert chunks[0] is chunks[1]
+    assert chunks[0] is not chunks[2]
+    for mode in MODES:
+        assert data_parallel(chunks[0], mode, make_mesh()) is not data_parallel(chunks[2], mode, make_mesh())
+    shardings = {"parameters": replicated(make_mesh())}
+    programs = [data_parallel(chunks[0], "shard_map", make_mesh(), state_shardings=shardings) for _ in "ab"]
+    assert programs[0] is programs[1]
 
 
 def mixed_arguments(world, workdir, **changes):
