@@ -1,35 +1,72 @@
 """Zero-shot classification: images are labelled by the names of labels alone.
 
     mlclip predict --method=zero_shot --backbone=timm/vit_base_patch32_clip_224.openai \\
-        --classes=labels.txt --images=photographs
+        --classes=labels.txt --images=photographs [--rule=VARIANT]
+    mlclip evaluate --config=zero_shot:all --config.backbone=... --images=FOLDER --labels=FILE
+    mlclip train --config=zero_shot --config.backbone=... --config.texts.labels=labels.txt --workdir=RUN
 
-begins with this recipe, as `mlclip_jax.load_zero_shot` does. `mlclip train --config=zero_shot` refuses it: it
-has nothing to train.
+begin with this recipe, as `mlclip_jax.load_zero_shot` does. Nothing is trained: the last one writes a run,
+which `predict`, `evaluate` and `calibrate` take as they take a trained one.
 
 Variants, which are the rules:
-  ridge         weights of a ridge regression on the class embeddings, standardised over the labels.
-  standardised  cosines, standardised over the labels.
-  cosine        cosines over the temperature, CLIP's own logits.
-  softmax       log-probabilities of CLIP's softmax over the labels.
+  ridge           weights of a ridge regression on the class embeddings, standardised over the labels.
+  standardised    cosines, standardised over the labels.
+  cosine          cosines over the temperature, CLIP's own logits.
+  softmax         log-probabilities of CLIP's softmax over the labels.
+  centred         ridge, of class embeddings less what a vocabulary of everyday nouns has in common.
+  compound        cosines with names and with pairs of them, fused as in SPARC.
+  local           cosines with the whole image and with its patches, as in TaI-DPT.
+  self_distilled  ridge, and what scores of a bank of unlabelled images teach: bank=FOLDER, a folder of
+                  embeddings; by default the images themselves.
+  yes_no, yes_no_without, yes_no_no, list_all, top_all, language_model
+                  MMM-CLIP's prompting methods; the last needs answers=FILE, and model= and address= for
+                  captions that are not in it.
+  yes_no_published, list_all_published, top_all_published
+                  the same as its code has them.
+  all             each of them, for `mlclip evaluate`.
 
-On 179 COCO photographs, 80 labels, CLIP ViT-B/32 and 63 templates, in this order: 62.3, 60.5, 54.3 and
+On 179 COCO photographs, 80 labels, CLIP ViT-B/32 and 63 templates, the first four read 62.3, 60.5, 54.3 and
 60.6 mAP.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from mlclip_jax import recipes
 
-VARIANTS = ("ridge", "standardised", "cosine", "softmax")
+RULES = {
+    "ridge": ("zero_shot", {"rule": "ridge"}),
+    "standardised": ("zero_shot", {"rule": "standardised"}),
+    "cosine": ("zero_shot", {"rule": "cosine"}),
+    "softmax": ("zero_shot", {"rule": "softmax"}),
+    "centred": ("zero_shot_centred", {}),
+    "compound": ("zero_shot_compound", {}),
+    "local": ("zero_shot_local", {}),
+    "self_distilled": ("self_distilled", {}),
+    "yes_no": ("yes_no", {}),
+    "yes_no_without": ("yes_no", {"absent": "without"}),
+    "yes_no_no": ("yes_no", {"absent": "no"}),
+    "yes_no_published": ("yes_no", {"published": True}),
+    "list_all": ("list_all", {}),
+    "list_all_published": ("list_all", {"published": True}),
+    "top_all": ("top_all", {}),
+    "top_all_published": ("top_all", {"published": True}),
+    "language_model": ("language_model_top_all", {}),
+}
+VARIANTS = (*RULES, "all")
+# Options, and the methods that have them as settings.
+OPTIONS = {"bank": "", "answers": "", "model": "", "address": ""}
 
 
 def get_config(variant=""):
-    """The recipe; `variant` is one of `VARIANTS`."""
-    variant, _ = recipes.read_variant("zero_shot", variant, VARIANTS, {})
-    config = ConfigDict()
-    config.recipe = f"zero_shot:{variant}"
-    config.backbone = placeholder(str)  # folder or hub name
-    config.texts = ConfigDict({"templates": "imagenet"})  # as of `recipes.base`; here CLIP's 80
-    config.method = recipes.method("zero_shot", rule=variant)
+    """The recipe; `variant` is one of `VARIANTS`, with its options."""
+    variant, options = recipes.read_variant("zero_shot", variant, VARIANTS, OPTIONS)
+    config = recipes.frozen_base("zero_shot", variant, options, OPTIONS)
+    config.texts.templates = "imagenet"  # CLIP's 80
+    given = {key: value for key, value in options.items() if value}
+    if variant == "all":
+        config.rules = tuple(RULES)
+        config.options = ConfigDict(options)
+    else:
+        name, settings = RULES[variant]
+        config.method = recipes.method(name, **settings, **given)
     return config

@@ -29,6 +29,7 @@ def compare(
     cosine: Known | None = None,
     num_samples: int = 1000,
     protocol: str = "ap",
+    scorings: Sequence[str] = tuple(SCORINGS),
 ) -> list[dict]:
     """Compares scores of the same images with plain cosine, and with one another.
 
@@ -40,23 +41,25 @@ def compare(
         None.
       num_samples: resamples of the paired bootstrap.
       protocol: of average precision, a key of `metrics.PROTOCOLS`.
+      scorings: which of `SCORINGS`.
 
     Returns:
       Rows, dicts: for each `method` and `scoring` the number of `seeds`, mean `mAP` and `spread` (standard
-      deviation) over seeds in percent, and the differences `over_cosine` and `over_first` (method of those
-      given) as [difference, lower, upper] bounds of the 95% interval, or None.
+      deviation) over seeds in percent, `lower` and `upper` bounds of the 95% interval of that mean, and the
+      differences `over_cosine` and `over_first` (method of those given) as [difference, lower, upper] of such
+      an interval, or None.
     """
     seeds = {name: scores if isinstance(scores, list) else [scores] for name, scores in methods.items()}
     first, references = next(iter(seeds)), {} if cosine is None else {COSINE: [cosine]}
-    scorings = {name: rule for name, rule in SCORINGS.items() if references or name != "fused"}
+    scorings = [name for name in scorings if references or name != "fused"]
     every, rows = references | seeds, []
     with progress_bar(len(scorings) * sum(map(len, every.values())), "bootstrap", "scores") as bar:
-        for scoring, rule in scorings.items():
+        for scoring in scorings:
             measured = {}
             for name, own in every.items():
-                ranked = [rule(scores, cosine) for scores in own]
+                ranked = [SCORINGS[scoring](scores, cosine) for scores in own]
                 measured[name] = _measure(ranked, labels, num_samples, protocol, bar)
-            for name, (figures, _) in measured.items():
+            for name, (figures, resampled) in measured.items():
                 over_cosine, over_first = name in seeds and references, name in seeds and name != first
                 rows.append(
                     {
@@ -65,6 +68,7 @@ def compare(
                         "seeds": len(figures),
                         "mAP": float(figures.mean()),
                         "spread": float(figures.std(ddof=1)) if len(figures) > 1 else None,
+                        **dict(zip(("lower", "upper"), _bounds(float(figures.mean()), resampled))),
                         "over_cosine": _difference(measured, name, COSINE) if over_cosine else None,
                         "over_first": _difference(measured, name, first) if over_first else None,
                     }
@@ -81,7 +85,9 @@ def describe_comparison(described: Mapping[str, str], compared: Sequence[Mapping
     for row in compared:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.1f}"
         cells = [row["method"], row["scoring"], str(row["seeds"]), f"{row['mAP']:.1f}{spread}"]
-        cells += [_interval(row["over_cosine"])] * beside_cosine + [_interval(row["over_first"])] * several
+        cells += [describe_interval(row["over_cosine"])] * beside_cosine + [
+            describe_interval(row["over_first"])
+        ] * several
         rows.append(cells)
     return "\n".join([*lines, "", markdown_table(header, rows)])
 
@@ -99,16 +105,22 @@ def _measure(all_scores, labels, num_samples, protocol, bar):
 
 
 def _difference(measured, name, reference):
-    """Difference of two methods' mean figures, and the bounds of its 95% interval.
+    """Difference of two methods' mean figures, and the bounds of its 95% interval."""
+    (figures, resampled), (reference_figures, reference_resampled) = measured[name], measured[reference]
+    difference = float(figures.mean() - reference_figures.mean())
+    return [difference, *_bounds(difference, resampled - reference_resampled)]
+
+
+def _bounds(figure, resampled):
+    """Of the 95% interval of a figure.
 
     The basic bootstrap: a resample repeats images, which shifts average precision upwards, and the basic
     interval takes that shift out where the percentile interval would keep it.
     """
-    (figures, resampled), (reference_figures, reference_resampled) = measured[name], measured[reference]
-    difference = float(figures.mean() - reference_figures.mean())
-    lower, upper = np.nanquantile(resampled - reference_resampled, (0.025, 0.975))
-    return [difference, 2 * difference - float(upper), 2 * difference - float(lower)]
+    lower, upper = np.nanquantile(resampled, (0.025, 0.975))
+    return 2 * figure - float(upper), 2 * figure - float(lower)
 
 
-def _interval(difference):
+def describe_interval(difference: Sequence[float] | None) -> str:
+    """A difference and its bounds, such as `+1.2 [+0.3, +2.0]`; of None, nothing."""
     return "" if difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference)

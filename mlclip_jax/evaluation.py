@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int8
+from jaxtyping import Int8
 
 from mlclip_jax import metrics, recipes
 from mlclip_jax.comparison import SCORINGS, compare
@@ -18,6 +18,7 @@ from mlclip_jax.runs import Run
 from mlclip_jax.scores import Scores, write_scores
 from mlclip_jax.texts.templates import describe_templates
 from mlclip_jax.zero_shot import cosine_scores
+from mlclip_jax.zero_shot.prompts import Decided
 
 PER_CLASS = "per_class.csv"  # as evaluation.json has it
 IN_LABELS = ("coverage_error",)  # figures that are no fractions
@@ -48,15 +49,15 @@ def evaluate(
     labels = np.asarray(images.labels)
     images = images.replace(labels=labels)
     cosine = _cosines(runs[0], images)
-    described = _describe_protocol(runs, images, num_samples, protocol)
+    described = describe_protocol(runs, images, num_samples, protocol)
     methods = {}
     for run in runs:
-        scores = _finite_scores(run, images)
-        methods.setdefault(_method_name(run, runs), []).append(scores)
+        decided = _finite(run, images)
+        methods.setdefault(_method_name(run, runs), []).append(decided.scores)
         if run.own_labels:
-            _write_evaluation(run, scores, cosine, images, described, protocol)
-    how = {"cosine": cosine, "num_samples": num_samples, "protocol": protocol}
-    return described, compare(methods, labels, **how)
+            _write_evaluation(run, decided, cosine, images, described, protocol)
+    compared = compare(methods, labels, cosine=cosine, num_samples=num_samples, protocol=protocol)
+    return described, compared
 
 
 def write_evaluation(run: Run, images: Embeddings, protocol: str = "ap") -> None:
@@ -71,8 +72,8 @@ def write_evaluation(run: Run, images: Embeddings, protocol: str = "ap") -> None
       InputError: a score is not finite.
     """
     images = images.replace(labels=np.asarray(images.labels))
-    described = _describe_protocol([run], images, None, protocol)
-    _write_evaluation(run, _finite_scores(run, images), _cosines(run, images), images, described, protocol)
+    described = describe_protocol([run], images, None, protocol)
+    _write_evaluation(run, _finite(run, images), _cosines(run, images), images, described, protocol)
 
 
 def evaluate_scores(
@@ -110,16 +111,16 @@ def _cosines(run, images):
     )
 
 
-def _finite_scores(run, images):
-    scores = np.asarray(run.score(images))
-    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+def _finite(run, images):
+    decided = run.decide(images)
+    bad = np.flatnonzero(~np.isfinite(decided.scores).all(axis=1))
     if bad.size:
         image = images.names[bad[0]] if images.names else f"row {bad[0]}"
         raise InputError(
             f"{run.name} gives scores that are NaN or infinite, first for {image}; "
             "its embedding, or the run, is damaged"
         )
-    return scores
+    return decided
 
 
 def _check(runs):
@@ -136,45 +137,45 @@ def _check(runs):
             raise InputError(f"{twin.name} and {run.name} are the same run twice; leave one out")
 
 
-def figures_of(
-    run: Run, logits: Float[np.ndarray, "N K"], labels: Int8[np.ndarray, "N K"]
-) -> dict[str, float]:
+def figures_of(run: Run, decided: Decided, labels: Int8[np.ndarray, "N K"]) -> dict[str, float]:
     """Every metric of a run's scores in percent, but `coverage_error` in labels.
 
     Decisions and probabilities are those of the run's calibration, where it has one; otherwise a sigmoid, and
-    present from 0.5.
+    present from 0.5. What is never trained has no probabilities before it is calibrated, and no figures of
+    them; nor of decisions, unless it makes them.
     """
-    probabilities = run.probabilities(logits)
-    predicted = probabilities >= run.thresholds
+    logits, predicted = decided.scores, decided.labels
     figures = {p: mean_average_precision(logits, labels, p)[0] for p in metrics.PROTOCOLS}
-    figures |= metrics.decision_figures(predicted, labels)
+    if predicted is not None:
+        figures |= metrics.decision_figures(predicted, labels)
+        figures["hamming_loss"] = metrics.hamming_loss(predicted, labels)
+        figures["exact_match"] = metrics.exact_match(predicted, labels)
     figures |= {
-        "hamming_loss": metrics.hamming_loss(predicted, labels),
-        "exact_match": metrics.exact_match(predicted, labels),
         "label_ranking_average_precision": metrics.label_ranking_average_precision(logits, labels),
         "coverage_error": metrics.coverage_error(logits, labels),
         "one_error": metrics.one_error(logits, labels),
-        "expected_calibration_error": metrics.expected_calibration_error(probabilities, labels),
     }
+    if run.gives_probabilities:
+        error = metrics.expected_calibration_error(run.probabilities(logits), labels)
+        figures["expected_calibration_error"] = error
     calibrated = run.calibration is not None
     units = {name: 1 if name in IN_LABELS else 100 for name in figures}
     figures = {name: units[name] * float(figure) for name, figure in figures.items()}
     return {"calibrated": calibrated, **figures}
 
 
-def figures_by_class(
-    run: Run, logits: Float[np.ndarray, "N K"], labels: Int8[np.ndarray, "N K"]
-) -> list[dict[str, Any]]:
+def figures_by_class(run: Run, decided: Decided, labels: Int8[np.ndarray, "N K"]) -> list[dict[str, Any]]:
     """What is measured of each class: a dict of each, with figures in percent.
 
     `label`; `support`, how many images have it, and `known`, of how many that is known; its average precision
-    under each of `metrics.PROTOCOLS`, None without support; `precision`, `recall` and `F1` at its
-    `threshold`, a probability.
+    under each of `metrics.PROTOCOLS`, None without support; `precision`, `recall` and `F1`, where labels are
+    decided, and the `threshold` that decides them, a probability.
     """
-    predicted = run.probabilities(logits) >= run.thresholds
-    precise = {p: metrics.average_precision(logits, labels, p) for p in metrics.PROTOCOLS}
-    decided = metrics.precision_recall_f1(metrics.count_decisions(predicted, labels))
-    figures = precise | dict(zip(("precision", "recall", "F1"), decided))
+    figures = {p: metrics.average_precision(decided.scores, labels, p) for p in metrics.PROTOCOLS}
+    if decided.labels is not None:
+        counts = metrics.count_decisions(decided.labels, labels)
+        figures |= dict(zip(("precision", "recall", "F1"), metrics.precision_recall_f1(counts)))
+    thresholds = run.thresholds if run.gives_probabilities else None
     figures = {name: [_percent(figure) for figure in np.asarray(own)] for name, own in figures.items()}
     return [
         {
@@ -182,7 +183,7 @@ def figures_by_class(
             "support": int(np.sum(labels[:, k] == 1)),
             "known": int(np.sum(labels[:, k] >= 0)),
             **{name: own[k] for name, own in figures.items()},
-            "threshold": float(run.thresholds[k]),
+            **({} if thresholds is None else {"threshold": float(thresholds[k])}),
         }
         for k, label in enumerate(run.label_names)
     ]
@@ -192,10 +193,10 @@ def _percent(fraction):
     return None if np.isnan(fraction) else round(100 * float(fraction), 4)
 
 
-def _write_evaluation(run, scores, cosine, images, described, protocol):
+def _write_evaluation(run, decided, cosine, images, described, protocol):
     if run.workdir is None:
         return
-    labels = images.labels
+    scores, labels = decided.scores, images.labels
     scorings = {name: rule for name, rule in SCORINGS.items() if name != "fused" or cosine is not None}
     ranked = {scoring: rule(scores, cosine) for scoring, rule in scorings.items()}
     figures = {
@@ -208,8 +209,8 @@ def _write_evaluation(run, scores, cosine, images, described, protocol):
         "mAP": figures,
         "unit": f"percent; {', '.join(IN_LABELS)} in labels; thresholds are probabilities",
         "protocol": described,
-        "raw": figures_of(run, scores, labels),
-        "per_class": (by_class := figures_by_class(run, scores, labels)),
+        "raw": figures_of(run, decided, labels),
+        "per_class": (by_class := figures_by_class(run, decided, labels)),
     }
     origin = f"{run.method.title}, {images.origin.split}"
     known = Scores(scores, run.label_names, images.names and tuple(images.names), labels, origin)
@@ -234,13 +235,16 @@ def _method_name(run, runs):
     return ", ".join([title, *(f"{key.split('.')[-1]}={own[key]}" for key in differing)])
 
 
-def _describe_protocol(runs, images, num_samples, protocol):
+def describe_protocol(
+    runs: Sequence[Run], images: Embeddings, num_samples: int | None, protocol: str
+) -> dict[str, str]:
+    """What figures of runs on these images mean, a dict of lines; see `evaluate`."""
     class_embeddings = runs[0].class_embeddings
     positive = int(np.any(images.labels == 1, axis=0).sum())
     origin, image_size = class_embeddings.origin, images.origin.image_size
     described = {
         "metric": metrics.PROTOCOLS[protocol],
-        "classes": f"{positive} of {len(class_embeddings.names)} have a positive and are counted",
+        "classes": f"{positive} of {len(runs[0].label_names)} have a positive and are counted",
         "images": f"{len(images)}, {images.origin.split}",
         "image size": "x".join(map(str, image_size)) or "not recorded",
         "class texts": describe_templates(origin.prompt)

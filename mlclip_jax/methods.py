@@ -19,6 +19,12 @@ What else its class declares:
 - `TRAINABLE`: beginnings of the paths of what is trained, such as `("context",)`, where not every `nnx.Param`
   is: a frozen tower inside a method stays frozen. Its `Frozen` variables are never trained. Of a method that
   is never trained, `()`.
+- `USES`: of a method that is never trained, what it knows of the labels and of other images.
+
+A method that is never trained may score all images at once, as one that encodes prompts while it compares
+images with them. It is no module then: its class is made by `Class(**settings)` and has a method
+`decide(images, labels)`, from features by name (N, ...) and a `zero_shot.prompts.LabelTexts` to a `Decided`.
+See `zero_shot.prompts.ScoresAtOnce`.
 """
 
 import importlib
@@ -37,6 +43,14 @@ METHODS = {
     "mld": "mlclip_jax.adapters.mmm_mld.MLDAdapter",
     "ml_decoder": "mlclip_jax.adapters.ml_decoder.MLDecoder",
     "zero_shot": "mlclip_jax.zero_shot.classifier.ZeroShot",
+    "zero_shot_centred": "mlclip_jax.zero_shot.centred.CentredRidge",
+    "zero_shot_compound": "mlclip_jax.zero_shot.compound.CompoundPrompts",
+    "zero_shot_local": "mlclip_jax.zero_shot.local.LocalZeroShot",
+    "self_distilled": "mlclip_jax.zero_shot.distillation.SelfDistilled",
+    "yes_no": "mlclip_jax.zero_shot.prompting.YesNo",
+    "list_all": "mlclip_jax.zero_shot.prompting.ListAll",
+    "top_all": "mlclip_jax.zero_shot.prompting.TopAll",
+    "language_model_top_all": "mlclip_jax.zero_shot.prompting.LanguageModelTopAll",
 }
 
 
@@ -50,7 +64,10 @@ class Method(NamedTuple):
       open_vocabulary: whether it takes other class embeddings after training.
       ranges: what its settings may be.
       trainable: beginnings of the paths of what is trained; None: every parameter; (): nothing.
-      make: `make(class_embeddings, rngs=rngs)` gives the module, with its `label_axes`.
+      uses: of a method that is never trained, what it knows; else "".
+      at_once: whether it scores all images at once, by `decide`, and is no module.
+      make: `make(class_embeddings, rngs=rngs)` gives the module, with its `label_axes`; or what has `decide`,
+        which is made of no embeddings.
     """
 
     title: str
@@ -59,6 +76,8 @@ class Method(NamedTuple):
     open_vocabulary: bool
     ranges: dict
     trainable: tuple[str, ...] | None
+    uses: str
+    at_once: bool
     make: Callable[..., Any]
 
 
@@ -82,7 +101,7 @@ def find(settings: Mapping | ConfigDict) -> Method:
         raise InputError(
             f"{made_by.TITLE} has no setting {key!r}{nearest(key, known)}; it has {', '.join(known)}"
         )
-    own = known | given
+    own, at_once = known | given, hasattr(made_by, "decide")
     return Method(
         title=made_by.TITLE,
         settings=own,
@@ -90,7 +109,11 @@ def find(settings: Mapping | ConfigDict) -> Method:
         open_vocabulary=_declared(made_by.open_vocabulary, own),
         ranges=made_by.RANGES,
         trainable=getattr(made_by, "TRAINABLE", None),
-        make=lambda class_embeddings, *, rngs: made_by(class_embeddings, **own, rngs=rngs),
+        uses=getattr(made_by, "USES", ""),
+        at_once=at_once,
+        make=(lambda *_, **__: made_by(**own))
+        if at_once
+        else lambda class_embeddings, *, rngs: made_by(class_embeddings, **own, rngs=rngs),
     )
 
 

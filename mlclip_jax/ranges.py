@@ -11,6 +11,7 @@ AT_LEAST_1 = (lambda number: number >= 1, "at least 1")
 POSITIVE = (lambda number: 0 < number < math.inf, "finite and positive")
 NOT_NEGATIVE = (lambda number: 0 <= number < math.inf, "finite and not negative")
 FRACTION = (lambda fraction: 0 <= fraction <= 1, "in [0, 1]")
+BOOLEAN = (lambda value: isinstance(value, bool), "True or False")
 BELOW_1 = (lambda rate: 0 <= rate < 1, "in [0, 1)")
 
 

@@ -78,11 +78,32 @@ def base(
     """
     defaults = {"loss": "binary_cross_entropy"} | options
     variant, options = read_variant(recipe, given, variants, defaults)
+    config = frozen_base(recipe, variant, options, defaults)
+    config.seed = 0
+    config.init = placeholder(str)  # folder of a run, whose parameters this one begins with
+
+    config.perturbation = ConfigDict()
+    config.perturbation.radius = 0.0  # of texts, in units of the un-normalised embedding
+    config.perturbation.sampling = "surface"
+    config.perturbation.image_radius = 0.0  # of images
+    config.perturbation.image_sampling = "interior"
+    # Whether texts first move to where images of their labels are expected, by those of `examples`: "" (not),
+    # "mean" (as published) or "regression".
+    config.perturbation.shift = ""
+
+    config.loss = loss(str(options["loss"]))
+
+    config.optimizer, config.schedule, config.train = optimizer(), schedule(), training()
+    return config, variant, options
+
+
+def frozen_base(
+    recipe: str, variant: str, options: Mapping[str, Option], defaults: Mapping[str, Option]
+) -> ConfigDict:
+    """Of that, what does not train: the recipe's name, the backbone, the labels, and images to score."""
     config = ConfigDict()
     given_options = (f"{key}={value}" for key, value in options.items() if value != defaults[key])
     config.recipe = f"{recipe}:{','.join([variant, *given_options])}"
-    config.seed = 0
-    config.init = placeholder(str)  # folder of a run, whose parameters this one begins with
     config.max_skipped = 0.01  # fraction of the images that may be unreadable
 
     config.backbone = placeholder(str)  # folder or hub name
@@ -104,20 +125,7 @@ def base(
     config.texts.templates = ""
 
     config.evaluation = labelled_images()  # to score; left empty, the run only trains
-
-    config.perturbation = ConfigDict()
-    config.perturbation.radius = 0.0  # of texts, in units of the un-normalised embedding
-    config.perturbation.sampling = "surface"
-    config.perturbation.image_radius = 0.0  # of images
-    config.perturbation.image_sampling = "interior"
-    # Whether texts first move to where images of their labels are expected, by those of `examples`: "" (not),
-    # "mean" (as published) or "regression".
-    config.perturbation.shift = ""
-
-    config.loss = loss(str(options["loss"]))
-
-    config.optimizer, config.schedule, config.train = optimizer(), schedule(), training()
-    return config, variant, options
+    return config
 
 
 def labelled_images() -> ConfigDict:

@@ -29,8 +29,10 @@ from mlclip_jax.progress import progress_bar
 from mlclip_jax.provenance import Origin, count_known, row_hashes
 from mlclip_jax.scoring import score_images
 from mlclip_jax.texts.label_sets import check_label_names
+from mlclip_jax.texts.templates import CLASS_TEMPLATE, read_templates
 from mlclip_jax.training.checkpoints import Checkpoints, abstract
 from mlclip_jax.training.loop import is_finished
+from mlclip_jax.zero_shot.prompts import Decided, LabelTexts
 
 TRAINED_ON = "trained_on.npy"
 RANDOM_BUFFERS = "random_buffers.npz"
@@ -86,35 +88,67 @@ def read_run(workdir: str | os.PathLike, *, calibrated: bool = True, checkpoint:
     if not (workdir / "classes.npz").is_file():
         raise InputError(f"{workdir} holds a run without a checkpoint; train it first")
     class_embeddings = read_embeddings(workdir / "classes.npz")
+    run = untrained_run(config, class_embeddings, workdir)
+    if run.method.trainable != ():
+        run = _with_checkpoint(run, checkpoint)
+    if calibrated:
+        run = dataclasses.replace(run, calibration=read_calibration(workdir, run.digest))
+    return run
+
+
+def untrained_run(config: ConfigDict, class_embeddings: Embeddings, workdir: Path | None = None) -> "Run":
+    """The run of a recipe as its method is made, before anything is trained.
+
+    Args:
+      config: with a `method`.
+      class_embeddings: of its labels.
+      workdir: its folder; None: it has none.
+
+    Raises:
+      InputError: there is no such method, or it takes no such labels.
+    """
     method = methods.find(config.method)
-    module = method.make(class_embeddings.vectors, rngs=nnx.Rngs(config.seed))
-    graph, parameters, frozen = split_trainable(module, method.trainable)
-    with Checkpoints(workdir / "checkpoints", class_embeddings.origin, read_only=True) as checkpoints:
+    graph, parameters, frozen = None, {}, {}
+    if method.at_once:
+        method.make()  # which checks what its settings name
+    else:
+        module = method.make(class_embeddings.vectors, rngs=nnx.Rngs(config.get("seed", 0)))
+        graph, parameters, frozen = split_trainable(module, method.trainable)
+    return Run(
+        workdir=workdir,
+        config=config,
+        class_embeddings=class_embeddings,
+        graph=graph,
+        parameters=parameters,
+        frozen=frozen,
+        step=0,
+        finished=True,
+        checkpoint="latest",
+    )
+
+
+def _with_checkpoint(run, checkpoint):
+    folder, origin = run.workdir / "checkpoints", run.class_embeddings.origin
+    with Checkpoints(folder, origin, read_only=True) as checkpoints:
         best, last = checkpoints.best, checkpoints.latest_step
         step = None
         if checkpoint == "best":
             step, _ = best
             if step is None:
                 raise InputError(
-                    f"{workdir} has no best checkpoint, as it was not evaluated on the way; set "
+                    f"{run.workdir} has no best checkpoint, as it was not evaluated on the way; set "
                     "--config.train.evaluate_every in training, or take the latest"
                 )
         own_device = replicated(make_mesh(jax.local_devices()[:1]))
-        step, state = checkpoints.restore({"parameters": abstract(parameters, own_device)}, step)
-    run = Run(
-        workdir=workdir,
-        config=config,
-        class_embeddings=class_embeddings,
-        graph=graph,
+        step, state = checkpoints.restore({"parameters": abstract(run.parameters, own_device)}, step)
+    return dataclasses.replace(
+        run,
         parameters=state["parameters"],
-        frozen=frozen | read_random_buffers(workdir),
+        frozen=run.frozen | read_random_buffers(run.workdir),
         step=step,
-        finished=is_finished(config.train, best, last or step),
+        finished=is_finished(run.config.train, best, last or step),
         checkpoint=checkpoint,
     )
-    if calibrated:
-        run = dataclasses.replace(run, calibration=read_calibration(workdir, run.digest))
-    return run
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -122,10 +156,10 @@ class Run:
     """A trained run, made by `load` or `read_run`; or of a method that is never trained, by `untrained`.
 
     Attributes:
-      workdir: its folder; None: it was never trained.
+      workdir: its folder; None: it has none, as a method that is never trained needs none.
       config: its resolved recipe.
       class_embeddings: `Embeddings` of its K labels.
-      graph: the method's `nnx.GraphDef`.
+      graph: the method's `nnx.GraphDef`; None of one that scores all images at once.
       parameters: nested dict of the trained arrays.
       frozen: dict of the arrays that the method reads and training leaves as they are.
       step: of the checkpoint; 0 without one.
@@ -139,7 +173,7 @@ class Run:
     workdir: Path | None
     config: ConfigDict
     class_embeddings: Embeddings
-    graph: nnx.GraphDef
+    graph: nnx.GraphDef | None
     parameters: dict
     frozen: dict
     step: int
@@ -151,8 +185,8 @@ class Run:
 
     def __repr__(self) -> str:
         backbone = self.trained_on or "a backbone that is not recorded"
-        trained = "nothing trained"
-        if self.workdir is not None:
+        trained = "nothing trained" if self.workdir is None else f"{self.workdir}, nothing trained"
+        if self.method.trainable != ():
             trained = f"{self.workdir}, step {self.step} of {self.config.train.steps}"
         return (
             f"Run({self.method.title}, {trained}, {len(self.label_names)} labels, on {backbone}"
@@ -177,7 +211,7 @@ class Run:
     @property
     def gives_probabilities(self) -> bool:
         """Whether it does: it is trained or calibrated. Else it gives scores, of which larger ones win."""
-        return self.workdir is not None or self.calibration is not None
+        return self.method.trainable != () or self.calibration is not None
 
     @property
     def thresholds(self) -> Float[np.ndarray, " K"]:
@@ -202,11 +236,47 @@ class Run:
         content = hashlib.sha256("\n".join(self.label_names).encode())
         for array in jax.tree.leaves(self.parameters):
             content.update(np.asarray(array).tobytes())
+        if self.method.trainable == ():
+            content.update(self.config.method.to_json(sort_keys=True).encode())
         return content.hexdigest()
 
     def score(self, images: Embeddings) -> Float32[np.ndarray, "N K"]:
         """Logits for the features of N images."""
-        return score_images(self.graph, self.parameters, self.frozen, images.only(self.method.reads))
+        return self.decide(images).scores
+
+    def decide(self, images: Embeddings) -> Decided:
+        """Logits for the features of N images, and the labels that they have.
+
+        Those whose probabilities reach their thresholds; without probabilities, those that a prompting method
+        decides; or None.
+        """
+        features = images.only(self.method.reads)
+        if self.graph is not None:
+            return self._decided(score_images(self.graph, self.parameters, self.frozen, features))
+        features = {name: np.asarray(feature) for name, feature in features.items()}
+        decided = self.method.make().decide(features, self._label_texts())
+        return (
+            decided
+            if self.calibration is None
+            else self._decided(decided.scores)._replace(prompts=decided.prompts)
+        )
+
+    def _decided(self, logits):
+        if not self.gives_probabilities:
+            return Decided(logits)
+        return Decided(logits, self.probabilities(logits) >= self.thresholds)
+
+    def _label_texts(self):
+        backbone = self.loaded_backbone()
+        template = self.class_embeddings.origin.prompt
+        return LabelTexts(
+            self.label_names,
+            np.asarray(self.class_embeddings.vectors),
+            read_templates(template or CLASS_TEMPLATE),
+            backbone.encode_texts,
+            None if backbone.tokenizer is None else backbone.tokenizer.count_cut,
+            backbone.origin,
+        )
 
     def probabilities(self, logits: Float[np.ndarray, "N K"]) -> Float32[np.ndarray, "N K"]:
         """Probabilities of logits: by its calibration, if it has one; else a sigmoid.
@@ -245,8 +315,8 @@ class Run:
 
     def score_source(
         self, source: Source, skipped: Skipped, *, num_workers: int = 0
-    ) -> tuple[Int[np.ndarray, " N"], Float32[np.ndarray, "N K"]]:
-        """Logits of a `Source` of any size: images are read and decoded while others are computed.
+    ) -> tuple[Int[np.ndarray, " N"], Decided]:
+        """Labels a `Source` of any size: images are read and decoded while others are computed.
 
         Args:
           source: a `Source`.
@@ -254,7 +324,7 @@ class Run:
           num_workers: see `pipeline.read_batches`.
 
         Returns:
-          The indices of the images that could be read, and their logits.
+          The indices of the images that could be read, and what `decide` makes of them.
 
         Raises:
           InputError: the method reads captions, and the source has none.
@@ -263,20 +333,27 @@ class Run:
         check_features(reads, reads, source.captions is not None)
         backbone, every = self.loaded_backbone(), range(len(source))
         batches = encode_source(backbone, source, every, skipped, features=reads, num_workers=num_workers)
-        kept, logits = [], []
+        kept, parts = [], []
         with progress_bar(len(source), "labelling", "images") as bar:
             for indices, features in batches:
                 there = indices >= 0
                 kept.append(indices[there])
-                logits.append(self.score(Embeddings(features))[there])
+                # What scores all at once gets the features of all, in the end.
+                own = features if self.method.at_once else {"logits": self.score(Embeddings(features))}
+                parts.append({name: array[there] for name, array in own.items()})
                 bar.update(int(there.sum()))
-        return np.concatenate(kept), np.concatenate(logits)
+        together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if self.method.at_once:
+            return np.concatenate(kept), self.decide(Embeddings(together))
+        return np.concatenate(kept), self._decided(together["logits"])
 
     def loaded_backbone(self) -> Backbone:
-        """The backbone that it has; or that it was trained on, loaded now."""
-        backbone = self.with_backbone().backbone
-        assert backbone is not None
-        return backbone
+        """The backbone that it has; or that it was trained on, loaded when it is first asked for."""
+        return self.backbone or self._own_backbone
+
+    @functools.cached_property
+    def _own_backbone(self):
+        return self.with_backbone().backbone
 
     def with_backbone(self, backbone: Backbone | str | os.PathLike | None = None) -> "Run":
         """This run with the backbone that it was trained on, or another that has the same weights.
@@ -312,7 +389,8 @@ class Run:
     def _check_backbone(self, backbone):
         trained_on, width = self.trained_on, self.class_embeddings.vectors.shape[1]
         if trained_on and trained_on.sha256 != backbone.origin.sha256:
-            verb, by = ("embedded its labels", "by") if self.workdir is None else ("was trained", "on")
+            untrained = self.method.trainable == ()
+            verb, by = ("embedded its labels", "by") if untrained else ("was trained", "on")
             raise InputError(
                 f"{self.name} {verb} {by} {trained_on}, not {by} {backbone.origin}; "
                 f"name the backbone that it {verb} {by}"
@@ -350,15 +428,14 @@ class Run:
             raise InputError(f"{self.name} does not record the sentence that its labels were put into")
         backbone = self.loaded_backbone()
         embeddings = embed_names(backbone, label_names, template)
-        return dataclasses.replace(
-            self,
-            class_embeddings=embeddings,
-            # No parameter belongs to a label.
-            frozen=self.frozen | {"class_embeddings": embeddings.vectors},
-            calibration=None,
-            own_labels=False,
-            backbone=backbone,
+        run = dataclasses.replace(
+            self, class_embeddings=embeddings, calibration=None, own_labels=False, backbone=backbone
         )
+        if self.method.trainable == ():
+            made = untrained_run(self.config, embeddings)
+            return dataclasses.replace(run, graph=made.graph, frozen=made.frozen)
+        # No parameter belongs to a label.
+        return dataclasses.replace(run, frozen=self.frozen | {"class_embeddings": embeddings.vectors})
 
     def count_trained_on(self, images: Embeddings) -> int:
         """How many of exactly these images it learnt from; what was rounded anew is not found."""

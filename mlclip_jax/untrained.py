@@ -1,50 +1,58 @@
 """Runs of methods that are never trained: zero-shot classification by the names of labels alone."""
 
+import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from flax import nnx
 from ml_collections import ConfigDict
 
 from mlclip_jax import methods, recipes
 from mlclip_jax.backbones import load_backbone
 from mlclip_jax.backbones.backbone import Backbone
+from mlclip_jax.comparison import describe_comparison
+from mlclip_jax.distributed.processes import all_or_none, is_first
 from mlclip_jax.embeddings.embed import embed_names
+from mlclip_jax.embeddings.labelled import read_images
+from mlclip_jax.embeddings.store import write_embeddings
 from mlclip_jax.errors import InputError
-from mlclip_jax.nnx_boundary import split_trainable
+from mlclip_jax.evaluation import evaluate
+from mlclip_jax.files import make_folder
 from mlclip_jax.options import nearest
-from mlclip_jax.runs import Run
+from mlclip_jax.runs import EMBEDDED, Run, load_backbone_of, read_run, untrained_run
 from mlclip_jax.texts.label_sets import check_label_names
 from mlclip_jax.texts.templates import read_templates
+from mlclip_jax.training.inputs import read_class_embeddings
+from mlclip_jax.wording import counted
 
 
 def load_zero_shot(
     backbone: Backbone | str | os.PathLike,
     label_names: Sequence[str],
     *,
-    templates: str = "imagenet",
     rule: str = "ridge",
-    penalty: float = 3.0,
-    temperature: float = 0.01,
+    templates: str = "imagenet",
+    **settings: object,
 ) -> Run:
     """Zero-shot classification by a backbone and names of labels, without training.
 
     Args:
       backbone: a `Backbone`, or the folder or name of one.
       label_names: K names.
+      rule: a variant of the recipe `zero_shot`: "ridge", "cosine", "yes_no", "list_all" and more, see
+        `configs/zero_shot.py`; with its options, "self_distilled,bank=FILE".
       templates: what names are put into: a template, a set such as "imagenet" (CLIP's 80), or a file; over
         several, the embeddings of a name are averaged. See `texts.templates.read_templates`.
-      rule: "ridge", "standardised", "cosine" or "softmax", see `zero_shot.classifier.ZeroShot`.
-      penalty: of "ridge".
-      temperature: of "cosine" and "softmax".
+      settings: of the method, in place of the recipe's, such as `penalty=1.0` of "ridge".
 
     Returns:
       A `Run` without a folder. Its `predict` gives scores (N, K), which are no probabilities: larger means
       more present.
 
     Raises:
-      InputError: the backbone cannot be loaded, these are no names or templates, or there is no such rule.
+      InputError: the backbone cannot be loaded, these are no names or templates, or there is no such rule or
+        setting.
 
     Example:
       >>> run = mlclip_jax.load_zero_shot("timm/vit_base_patch32_clip_224.openai", ["cat", "dog", "car"])
@@ -52,31 +60,32 @@ def load_zero_shot(
       >>> run.label_names[scores[0].argmax()]
       'dog'
     """
-    settings = {"rule": rule, "penalty": penalty, "temperature": temperature}
-    return load_untrained("zero_shot", backbone, label_names, templates=templates, settings=settings)
+    config = recipes.read(f"zero_shot:{rule}")
+    if "method" not in config:
+        raise InputError(f"rule={rule} is all rules, and images are labelled by one: name it")
+    config.method = ConfigDict(dict(config.method) | settings)
+    config.texts.templates = templates
+    check_untrained(config)
+    check_label_names(label_names, "label_names")
+    if not isinstance(backbone, Backbone):
+        backbone = load_backbone(backbone)
+    config.backbone = backbone.origin.name
+    run = untrained_run(config, embed_names(backbone, label_names, config.texts.templates))
+    return dataclasses.replace(run, backbone=backbone)
 
 
-def load_untrained(
-    recipe: str,
-    backbone: Backbone | str | os.PathLike,
-    label_names: Sequence[str],
-    *,
-    templates: str = "",
-    settings: Mapping[str, object] | None = None,
-) -> Run:
-    """The same by the recipe of any method that is never trained.
+def is_untrained(config: ConfigDict) -> bool:
+    """Whether a recipe's method is never trained."""
+    settings = config.get("method")
+    return isinstance(settings, ConfigDict) and methods.find(settings).trainable == ()
 
-    Args:
-      recipe: `NAME:VARIANT`, whose `texts.templates` and `method` it begins with.
-      backbone, label_names: as of `load_zero_shot`.
-      templates: the same; empty: the recipe's.
-      settings: of the method, in place of the recipe's.
+
+def check_untrained(config: ConfigDict) -> None:
+    """Checks the recipe of a method that is never trained.
 
     Raises:
-      InputError: as of `load_zero_shot`; or the method needs training, or has no such setting.
+      InputError: its method is trained, or has no such setting; or a template is none.
     """
-    config = recipes.read(recipe)
-    config.method = ConfigDict(dict(config.method) | dict(settings or {}))
     method = methods.find(config.method)
     if method.trainable != ():
         raise InputError(
@@ -87,24 +96,48 @@ def load_untrained(
         if not holds(value):
             near = nearest(value, re.findall(r"\w+", wanted)) if isinstance(value, str) else ""
             raise InputError(f"{method.title}: invalid {name}={value}{near}: must be {wanted}")
-    check_label_names(label_names, "label_names")
-    config.texts.templates = templates or config.texts.templates
     read_templates(config.texts.templates)
-    if not isinstance(backbone, Backbone):
-        backbone = load_backbone(backbone)
-    config.backbone = backbone.origin.name
-    class_embeddings = embed_names(backbone, label_names, config.texts.templates)
-    module = method.make(class_embeddings.vectors, rngs=nnx.Rngs(0))
-    graph, parameters, frozen = split_trainable(module, method.trainable)
-    return Run(
-        workdir=None,
-        config=config,
-        class_embeddings=class_embeddings,
-        graph=graph,
-        parameters=parameters,
-        frozen=frozen,
-        step=0,
-        finished=True,
-        checkpoint="latest",
-        backbone=backbone,
+
+
+def write_untrained(
+    config: ConfigDict, workdir: str | os.PathLike, *, report: Callable[[str], object] | None = None
+) -> None:
+    """Writes the run of a method that has nothing to train, which every command takes as a trained one.
+
+    Leaves in `workdir` the `config.json` and `classes.npz` (the labels and their embeddings), and
+    `evaluation.json` where the config names images to score.
+
+    Args:
+      config: a recipe's `ml_collections.ConfigDict`.
+      workdir: folder of this run alone, made if it is missing.
+      report: called with what a command prints at the end, as `print`.
+
+    Raises:
+      InputError: the recipe, what it names, or the folder cannot be used.
+    """
+    check_untrained(config)
+    report = report or (lambda _: None)
+    workdir = Path(workdir)
+    with all_or_none():
+        make_folder(workdir)
+        if (workdir / "config.json").is_file():
+            recipes.check_same_run(workdir, config, ("recipe", "evaluation."))
+        class_embeddings = read_class_embeddings(config, lambda: load_backbone_of(config))
+        run = untrained_run(config, class_embeddings, workdir)
+        if is_first():
+            recipes.write_config(workdir, config)
+            write_embeddings(workdir / "classes.npz", class_embeddings)
+    report(
+        f"{workdir}: {run.method.title} of {counted(len(run.label_names), 'label')}, which needs no training"
     )
+    if any(config.evaluation.values()):
+        images = read_images(
+            config.evaluation,
+            class_embeddings,
+            run.loaded_backbone,
+            workdir / EMBEDDED,
+            reads=run.method.reads,
+            flag="--config.evaluation.",
+            max_skipped=config.max_skipped,
+        )
+        report(describe_comparison(*evaluate([read_run(workdir)], images)))

@@ -1,10 +1,14 @@
-"""Scores trained adapters against plain cosine: `mlclip evaluate --workdir=RUN[,RUN...]`."""
+"""Scores trained adapters against plain cosine: `mlclip evaluate --workdir=RUN[,RUN...]`.
+
+Or rules without training: `mlclip evaluate --config=zero_shot:all --config.backbone=NAME --images=FOLDER`.
+"""
 
 import functools
 from pathlib import Path
 
 from absl import flags
 
+from mlclip_jax import recipes
 from mlclip_jax.choices import PROTOCOLS
 from mlclip_jax.commands.flags import define_checkpoint, define_max_skipped
 from mlclip_jax.errors import InputError
@@ -19,8 +23,16 @@ def main(values: flags.FlagValues) -> None:
     from mlclip_jax.runs import EMBEDDED, read_run
     from mlclip_jax.scores import read_together
 
-    if bool(values.workdir) == bool(values.scores):
-        raise InputError("give either --workdir=RUN[,RUN...] or --scores=FILE[,FILE...]")
+    ways = [values.workdir, values.scores, values.config]
+    if sum(map(bool, ways)) != 1:
+        raise InputError(
+            "give one of --workdir=RUN[,RUN...], --scores=FILE[,FILE...] and --config=zero_shot:all"
+        )
+    if values.config:
+        _evaluate_rules(values)
+        return
+    if values.output:
+        raise InputError("--output is of --config: leave it out, or see what a run's folder holds")
     if values.scores:
         if values.embeddings or values.images or values.classes:
             raise InputError("--scores are about images and labels of their own: leave out those of runs")
@@ -48,7 +60,34 @@ def main(values: flags.FlagValues) -> None:
     print(describe_comparison(*evaluate(runs, images, values.bootstrap, values.protocol)))
 
 
-def define_flags(values: flags.FlagValues, _: list[str]) -> None:
+def _evaluate_rules(values):
+    from mlclip_jax.experiments.zero_shot_rules import compare_rules
+    from mlclip_jax.untrained import is_untrained
+
+    config = values.config
+    if not ("rules" in config or is_untrained(config)):
+        raise InputError(
+            f"--config={config.get('recipe', '?')} is trained before it scores images: give the folder of "
+            "its run, --workdir=RUN, or --config=zero_shot:all"
+        )
+    for name in ("embeddings", "images", "labels"):
+        if values[name].value is not None:
+            config.evaluation[name] = values[name].value
+    if values.classes:
+        config.texts.labels = values.classes
+    config.max_skipped = values.max_skipped
+    compare_rules(
+        config,
+        num_samples=values.bootstrap,
+        protocol=values.protocol,
+        output=values.output,
+        report=print,
+    )
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    recipes.define_config(values, argv, required=False)
+    flags.DEFINE_string("output", None, "CSV file of the table of --config", flag_values=values)
     flags.DEFINE_multi_string("workdir", None, "folders of runs, separated by commas", flag_values=values)
     flags.DEFINE_multi_string(
         "scores",

@@ -5,8 +5,9 @@
 
 Of a run, each label has a probability, and those are predicted that reach their thresholds. Without training
 it has a score of the method's rule, larger where it fits better, and the `TOP_K` highest of each image are
-predicted. What is written says which it is: `probabilities` or `scores` in JSON Lines, "most probable" or
-"highest scores" in the table that is printed; a column of a CSV has the label's name either way.
+predicted, or what a prompting method decides. What is written says which it is: `probabilities` or `scores`
+in JSON Lines, "most probable" or "highest scores" in the table that is printed; a column of a CSV has the
+label's name either way.
 """
 
 import csv
@@ -30,6 +31,7 @@ from mlclip_jax.data.table_labels import labels_of_cells
 from mlclip_jax.data.tables import COLUMN_NAMES, plain_name
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import make_folder, replacing
+from mlclip_jax.options import nearest
 from mlclip_jax.report import draw_predictions, markdown_table
 from mlclip_jax.texts.label_sets import read_names
 from mlclip_jax.wording import counted
@@ -51,19 +53,20 @@ def main(values: flags.FlagValues) -> None:
     _check_outputs(values)
     source = find_images(values.images)
     run = _load(values)
+    if run.gives_probabilities and values.threshold is not None and not 0 <= values.threshold <= 1:
+        raise InputError(f"--threshold={values.threshold:g} is no probability: give one in [0, 1]")
     if values.output and Path(values.output).suffix == ".csv":
         check_columns(run.label_names)
     listed = Path(f"{values.output}.skipped.jsonl") if values.output else None
     skipped = Skipped(source.names, listed, values.max_skipped)
-    kept, logits = run.score_source(source, skipped, num_workers=values.num_workers)
+    kept, (logits, decided, _) = run.score_source(source, skipped, num_workers=values.num_workers)
     said = run.probabilities(logits) if run.gives_probabilities else logits
-    top_k = values.top_k
-    if top_k is None and values.threshold is None and not run.gives_probabilities:
-        top_k = min(TOP_K, len(run.label_names))
-    if top_k is not None:
-        predicted = highest(said, top_k)
-    else:
-        predicted = said >= (run.thresholds if values.threshold is None else np.float64(values.threshold))
+    if values.top_k is not None:
+        predicted = highest(said, values.top_k)
+    elif values.threshold is not None:
+        predicted = said >= np.float64(values.threshold)
+    else:  # a rule that only scores decides nothing
+        predicted = highest(said, min(TOP_K, len(run.label_names))) if decided is None else decided
     are = {"probable": run.gives_probabilities}
     names = [source.names[i] for i in kept]
     if values.output:
@@ -217,25 +220,22 @@ def _what(probable):
 
 def _load(values):
     """The run that is to label the images, with the labels that it is to choose from."""
-    from mlclip_jax.methods import find
     from mlclip_jax.runs import load
-    from mlclip_jax.untrained import load_untrained
+    from mlclip_jax.untrained import load_zero_shot
 
     names = read_names(values.classes) if values.classes else []
     if values.method:
-        if find({"name": values.method}).trainable != ():
+        if values.method != "zero_shot":
             raise InputError(
-                f"--method={values.method} is trained before it labels images: give the folder of its run, "
-                "--workdir=RUN"
+                f"no method {values.method!r} without training{nearest(values.method, ['zero_shot'])}: give "
+                "--method=zero_shot, or the folder of a run, --workdir=RUN"
             )
         for flag, given in (("backbone", values.backbone), ("classes", names)):
             if not given:
                 raise InputError(f"--method={values.method} needs --{flag}={NEEDED[flag]}")
         _check_top_k(values.top_k, names)
-        settings = {"rule": values.rule} if values.rule else {}
-        return load_untrained(
-            values.method, values.backbone, names, templates=values.templates or "", settings=settings
-        )
+        rule, templates = values.rule or "ridge", values.templates or "imagenet"
+        return load_zero_shot(values.backbone, names, rule=rule, templates=templates)
     run = load(values.workdir, backbone=values.backbone, checkpoint=values.checkpoint)
     _check_top_k(values.top_k, names or run.label_names)
     return run.with_labels(names) if names else run
@@ -258,8 +258,6 @@ def _check_flags(values):
         raise InputError("--checkpoint is of a trained run: leave it out with --method")
     if values.top_k is not None and values.threshold is not None:
         raise InputError("--top_k and --threshold both choose the labels of an image: give one of them")
-    if values.workdir and values.threshold is not None and not 0 <= values.threshold <= 1:
-        raise InputError(f"--threshold={values.threshold:g} is no probability: give one in [0, 1]")
 
 
 def _check_outputs(values):
@@ -295,7 +293,9 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string(
         "rule",
         None,
-        "of zero_shot: ridge (default), standardised, cosine or softmax",
+        "of zero_shot: ridge (default), standardised, cosine, softmax, centred, compound, local, "
+        "self_distilled, yes_no, list_all, top_all and more, as the recipe zero_shot has them, with their "
+        "options: self_distilled,bank=FOLDER",
         flag_values=values,
     )
     flags.DEFINE_string(

@@ -9,13 +9,13 @@ from mlclip_jax.errors import InputError
 
 def main(values: flags.FlagValues) -> None:
     """mlclip train --config=RECIPE[:variant] --workdir=FOLDER [--config.key=value ...]"""
-    from mlclip_jax.training.preparation import check_trainable
     from mlclip_jax.training.train import train
+    from mlclip_jax.untrained import is_untrained, write_untrained
 
-    check_trainable(values.config)  # which needs no folder
     if values.workdir is None:
         raise InputError("--workdir is missing")
-    train(values.config, values.workdir, report=print)
+    begin = write_untrained if is_untrained(values.config) else train
+    begin(values.config, values.workdir, report=print)
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:

@@ -217,7 +217,7 @@ def check_trainable(config: ConfigDict) -> None:
     settings = config.get("method")
     if isinstance(settings, ConfigDict) and (method := methods.find(settings)).trainable == ():
         raise InputError(
-            f"{method.title} has nothing to train: label images by `mlclip predict --method={settings.name}`"
+            f"{method.title} has nothing to train: `mlclip train` writes its run, and there is no more to do"
         )
 
 

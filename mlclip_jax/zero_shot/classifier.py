@@ -8,9 +8,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Key
 
-from mlclip_jax.errors import InputError
 from mlclip_jax.nnx_boundary import Frozen
 from mlclip_jax.ranges import NOT_NEGATIVE, POSITIVE, one_of
+from mlclip_jax.zero_shot.prompts import check_several
 from mlclip_jax.zero_shot.rules import cosine_scores, log_softmax_scores, ridge_scores, standardise
 
 # From embeddings of images and of classes, the penalty and the temperature to scores.
@@ -46,6 +46,7 @@ class ZeroShot(nnx.Module):
     """
 
     TITLE = "Zero-shot"
+    USES = "names"
     RANGES: ClassVar = {"rule": one_of(RULES), "penalty": NOT_NEGATIVE, "temperature": POSITIVE}
     TRAINABLE = ()
     reads = ("image",)
@@ -61,11 +62,8 @@ class ZeroShot(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         del rngs
-        if len(class_embeddings) == 1 and rule != "cosine":
-            raise InputError(
-                f"rule={rule} compares the labels of an image with one another, and there is one label; give "
-                "more, or rule=cosine"
-            )
+        if rule != "cosine":
+            check_several(f"rule={rule}", len(class_embeddings))
         self.rule, self.penalty, self.temperature = rule, penalty, temperature
         self.class_embeddings = Frozen(jnp.asarray(class_embeddings))
 

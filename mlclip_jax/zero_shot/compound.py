@@ -6,17 +6,58 @@ all images to be scored: standardising each prompt over them, and weighing a lab
 first principal component. Here an image is scored by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from mlclip_jax.errors import InputError
+from mlclip_jax.ranges import AT_LEAST_1
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
 from mlclip_jax.wording import counted
+from mlclip_jax.zero_shot.prompts import Decided, Images, LabelTexts, ScoresAtOnce, check_several
+from mlclip_jax.zero_shot.rules import cosine_scores
 
 Scores = Float[Array | np.ndarray, "N pairs"]
 Pairs = Int[np.ndarray, "pairs 2"]
+MOST_LABELS = 256  # 32,640 pairs of them
+
+
+class CompoundPrompts(ScoresAtOnce):
+    """Cosine with each name, and with every pair of names; see `fuse_compounds`.
+
+    Args:
+      place: which of a label's scores counts, the highest being 1.
+      template: what pairs are put into.
+    """
+
+    TITLE = "Compound prompts"
+    USES = "names, and prompts of two"
+    RANGES: ClassVar = {"place": AT_LEAST_1}
+
+    def __init__(self, *, place: int = 2, template: str = CLASS_TEMPLATE) -> None:
+        self.place, self.template = place, template
+
+    def decide(self, images: Mapping[str, Images], labels: LabelTexts) -> Decided:
+        """See `methods`.
+
+        Raises:
+          InputError: there are too many labels.
+        """
+        number = len(labels.names)
+        check_several(self.TITLE, number)
+        if number > MOST_LABELS:
+            raise InputError(
+                f"{self.TITLE} of {number} labels are {number * (number - 1) // 2:,} pairs, too many to "
+                f"encode; give at most {MOST_LABELS} labels, or choose rule=ridge"
+            )
+        pairs = np.stack(np.triu_indices(number, k=1), axis=1)
+        prompts = compound_prompts(labels.names, pairs, self.template)
+        compound = cosine_scores(images["image"], labels.encode(prompts))
+        return Decided(
+            fuse_compounds(cosine_scores(images["image"], labels.embeddings), compound, pairs, self.place)
+        )
 
 
 def compound_prompts(label_names: Sequence[str], pairs: Pairs, template: str = CLASS_TEMPLATE) -> list[str]:

@@ -1,18 +1,66 @@
 """Self-distillation: scores of a bank of unlabelled images teach what each class looks like in images."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from mlclip_jax.embeddings.store import read_embeddings
 from mlclip_jax.errors import InputError
+from mlclip_jax.texts.vocabulary import everyday_nouns
 from mlclip_jax.wording import counted
+from mlclip_jax.zero_shot.centred import vocabulary_mean
+from mlclip_jax.zero_shot.prompts import Decided, Images, LabelTexts, ScoresAtOnce, check_several
 from mlclip_jax.zero_shot.rules import blocks, centred, in_blocks, l2_normalize, ridge_map, standardise
 
 SMALLEST_BANK = 150  # images; of fewer, most classes show in none
 PENALTY = 3.0  # of both regressions
+
+
+class SelfDistilled(ScoresAtOnce):
+    """`self_distilled_scores`, with a bank of unlabelled images from a file.
+
+    Args:
+      bank: file or folder of their embeddings, by the backbone of the labels, such as `mlclip embed` makes of
+        a folder; empty: the images that are scored are the bank.
+    """
+
+    TITLE = "Self-distillation"
+    USES = "names, a vocabulary, and a bank of images"
+
+    def __init__(self, *, bank: str = "") -> None:
+        self.bank = bank
+
+    def decide(self, images: Mapping[str, Images], labels: LabelTexts) -> Decided:
+        """See `methods`.
+
+        Raises:
+          InputError: the bank is too small, or another backbone's.
+        """
+        check_several(self.TITLE, len(labels.names))
+        bank = self._read(labels) if self.bank else images["image"]
+        mean = vocabulary_mean(labels.encode, everyday_nouns(), labels.templates)
+        return Decided(self_distilled_scores(images["image"], labels.embeddings, bank, mean))
+
+    def _read(self, labels):
+        known = read_embeddings(self.bank, reads=("image",))
+        if "image" not in known.features:
+            raise InputError(f"{self.bank} holds no embeddings of images; give a bank that mlclip embed made")
+        encoder, width = known.origin.encoder, known.vectors.shape[1]
+        if encoder and labels.origin and encoder.sha256 != labels.origin.sha256:
+            raise InputError(
+                f"the bank {self.bank} was made by {encoder}, and the labels are embedded by "
+                f"{labels.origin}; embed the bank by that backbone"
+            )
+        if width != labels.embeddings.shape[1]:
+            raise InputError(
+                f"the bank {self.bank} is {width} wide, and the embeddings of the labels "
+                f"{labels.embeddings.shape[1]}; embed the bank by the backbone of the labels"
+            )
+        return np.asarray(known.vectors)
 
 
 def self_distilled_scores(

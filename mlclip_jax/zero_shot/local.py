@@ -1,13 +1,62 @@
 """Scores of parts of an image: patches, which see one object each, and crops."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Key
 
-from mlclip_jax.zero_shot.rules import cosine_scores, l2_normalize
+from mlclip_jax.nnx_boundary import Frozen
+from mlclip_jax.ranges import FRACTION, NOT_NEGATIVE
+from mlclip_jax.zero_shot.prompts import check_several
+from mlclip_jax.zero_shot.rules import cosine_scores, l2_normalize, standardise
 
 Classes = Float[Array | np.ndarray, "K D"]
+
+
+class LocalZeroShot(nnx.Module):
+    """`merged_scores` of an image and its local features, standardised over the labels.
+
+    Args:
+      class_embeddings: of the labels, `(K, D)`.
+      sharpness, weight: see `merged_scores`.
+      rngs: not used, as nothing is drawn.
+
+    Raises:
+      InputError: there is one label alone.
+    """
+
+    TITLE = "Zero-shot, with patches"
+    USES = "names, and patches of the image"
+    RANGES: ClassVar = {"sharpness": NOT_NEGATIVE, "weight": FRACTION}
+    TRAINABLE = ()
+    reads = ("image", "image_local")
+    open_vocabulary = True
+
+    def __init__(
+        self, class_embeddings: Classes, *, sharpness: float = 100.0, weight: float = 0.5, rngs: nnx.Rngs
+    ) -> None:
+        del rngs
+        check_several(self.TITLE, len(class_embeddings))
+        self.sharpness, self.weight = sharpness, weight
+        self.class_embeddings = Frozen(jnp.asarray(class_embeddings))
+
+    def label_axes(self) -> dict[str, int]:
+        """See `methods`."""
+        return {"class_embeddings": 0}
+
+    def __call__(
+        self, batch: Mapping[str, Float[Array | np.ndarray, "B ..."]], keys: Key[Array, " B"] | None = None
+    ) -> Float32[Array, "B K"]:
+        """Scores, of `image` (b, D) and `image_local` (b, T, D); see `methods`."""
+        del keys
+        image, local = (jnp.asarray(batch[name], jnp.float32) for name in self.reads)
+        classes = self.class_embeddings[...]
+        merged = merged_scores(image, local, classes, sharpness=self.sharpness, weight=self.weight)
+        return standardise(merged)
 
 
 def local_scores(

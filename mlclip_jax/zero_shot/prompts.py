@@ -1,11 +1,13 @@
-"""Prompts of one class and of several, and what the methods give that choose among them."""
+"""Prompts of one class and of several, and what methods read and give that score all images at once."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
+from mlclip_jax.errors import InputError
+from mlclip_jax.provenance import Origin
 from mlclip_jax.texts.label_sets import check_label_names
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
 
@@ -18,18 +20,60 @@ Write = Callable[[Sequence[Sequence[str]]], Sequence[str]]
 CountCut = Callable[[Sequence[str]], int]  # how many texts the encoder would cut, as `Tokenizer.count_cut`
 
 
+class LabelTexts(NamedTuple):
+    """Labels, and the text tower that more prompts of them are encoded with.
+
+    Attributes:
+      names: K names.
+      embeddings: of each, over the templates.
+      templates: what names are put into.
+      encode: embeds texts, such as `Backbone.encode_texts`.
+      count_cut: how many texts the encoder would cut; None: texts are not checked for their lengths.
+      origin: the backbone's; None where it is not recorded.
+    """
+
+    names: tuple[str, ...]
+    embeddings: Float[np.ndarray, "K D"]
+    templates: tuple[str, ...]
+    encode: Encode
+    count_cut: CountCut | None = None
+    origin: Origin | None = None
+
+
 class Decided(NamedTuple):
-    """What a prompting method makes of N images and K classes.
+    """What is made of N images and K labels.
 
     Attributes:
       scores: larger means more present; what ranks images and labels.
-      labels: what the method decides.
-      prompts: the prompt that each image resembles most, N strings; empty where each class is decided alone.
+      labels: what the method itself decides; None: it only scores.
+      prompts: the prompt that each image resembles most, N strings; empty where there is none such.
     """
 
     scores: Float32[np.ndarray, "N K"]
-    labels: Bool[np.ndarray, "N K"]
+    labels: Bool[np.ndarray, "N K"] | None = None
     prompts: tuple[str, ...] = ()
+
+
+class ScoresAtOnce:
+    """What the methods have in common that score all images at once; see `methods`."""
+
+    RANGES: ClassVar[dict] = {}
+    TRAINABLE = ()
+    reads = ("image",)
+    open_vocabulary = True
+
+
+def check_several(title: str, number: int) -> None:
+    """Refuses one label alone, for methods that compare the labels of an image with one another.
+
+    Raises:
+      InputError: there is one.
+    """
+    if number < 2:
+        raise InputError(
+            f"{title} compares the labels of an image with one another, and there is one label; give more, "
+            "or rule=cosine"
+        )
 
 
 def write_names(combinations: Sequence[Sequence[str]]) -> list[str]:

@@ -33,7 +33,6 @@ from mlclip_jax.zero_shot.prompts import (
 from mlclip_jax.zero_shot.top_all import top_all
 from mlclip_jax.zero_shot.yes_no import decide_pairs
 
-TITLES = {name: f"{name}, as published" for name in ("Yes or No", "List-all", "Top-all")}
 PROTOCOL = "trapezoid"  # of `metrics.PROTOCOLS`, over decisions
 
 

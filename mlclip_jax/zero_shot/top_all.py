@@ -4,6 +4,7 @@ Source: MMM-CLIP, "Multi-method to Prompt CLIP", method 3; its code is Kaggle/to
 image twice, and every prompt for every image.
 """
 
+import bisect
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -61,7 +62,8 @@ def top_all(
       write_class: writes the prompts that rank, of combinations of one class.
       write: writes the prompts of nested combinations, whose classes are in the order of the ranking.
       nothing: the prompt of no class.
-      deepest: classes in the longest combination; None: all, as in the source.
+      deepest: classes in the longest combination; None: all, as in the source; 0: as many as fit the
+        encoder's context, by `count_cut`.
       logit_scale: of the backbone; 100 in CLIP.
       count_cut: such as `Tokenizer.count_cut`; None: prompts are not checked for their lengths.
 
@@ -69,14 +71,16 @@ def top_all(
       InputError: `deepest` or the names are invalid, or a prompt is longer than the encoder's context.
     """
     names = spaced(class_names)
-    depth = len(names) if deepest is None else min(deepest, len(names))
-    if depth < 1:
-        raise InputError(f"invalid deepest {deepest}: must be at least 1")
+    if deepest is not None and deepest < 0:
+        raise InputError(f"invalid deepest {deepest}: must be at least 0")
+    depth = min(deepest or len(names), len(names))
     single = write_class([[name] for name in names])
     _check_lengths([*single, nothing], count_cut, depth)
     embeddings = encode_distinct(encode, [*single, nothing])
     logits = np.float32(logit_scale) * np.asarray(cosine_scores(image_embeddings, embeddings))
     ranking = np.argsort(-logits[:, :-1], axis=1, kind="stable")
+    if deepest == 0 and count_cut is not None:
+        depth = _deepest_that_fits(ranking, names, write, count_cut)
     prompts, places = _nested_prompts(ranking[:, :depth], names, write)
     _check_lengths(prompts, count_cut, depth)
     images = np.asarray(l2_normalize(image_embeddings))
@@ -101,6 +105,16 @@ def _check_lengths(prompts, count_cut, depth):
             f"{TITLE}: {cut:,} of {counted(len(prompts), 'prompt')} would be cut to the text encoder's "
             f"context; set deepest to less than {depth}, or choose a shorter form of prompts"
         )
+
+
+def _deepest_that_fits(ranking, names, write, count_cut):
+    """The depth from which on a prompt is cut, less 1; a combination is longer than what it holds."""
+
+    def is_cut(depth):
+        combinations = dict.fromkeys(map(tuple, ranking[:, :depth].tolist()))
+        return count_cut(write([[names[k] for k in ranked] for ranked in combinations])) > 0
+
+    return max(1, bisect.bisect_left(range(1, len(names) + 1), True, key=is_cut))
 
 
 def _nested_prompts(

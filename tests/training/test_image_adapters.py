@@ -127,7 +127,7 @@ def test_every_adapter_trains(folder, trained, case, mode):
         None,
         reads=run.method.reads,
     )
-    figures = figures_of(run, np.asarray(run.score(scored)), scored.labels)
+    figures = figures_of(run, run.decide(scored), scored.labels)
     assert figures == pytest.approx(written["raw"])
 
 

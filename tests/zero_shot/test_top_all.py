@@ -136,9 +136,9 @@ def test_no_image_is_no_trouble():
     assert (decided.scores.shape, decided.labels.shape, decided.prompts) == ((0, 2), (0, 2), ())
 
 
-def test_a_combination_of_no_class_is_refused():
-    with pytest.raises(InputError, match="invalid deepest 0: must be at least 1"):
-        top_all(images_of(1), random_encoder(), NAMES, deepest=0)
+def test_a_negative_depth_is_refused():
+    with pytest.raises(InputError, match="invalid deepest -1: must be at least 0"):
+        top_all(images_of(1), random_encoder(), NAMES, deepest=-1)
 
 
 def test_prompts_that_are_longer_than_the_context_are_refused_in_one_line():
@@ -151,3 +151,7 @@ def test_prompts_that_are_longer_than_the_context_are_refused_in_one_line():
         top_all(images_of(1), random_encoder(), NAMES, count_cut=count_cut)
     assert "\n" not in str(e.value)
     top_all(images_of(1), random_encoder(), NAMES, count_cut=count_cut, deepest=4)
+    # Of 6 classes in a prompt 4 fit: no more are put into one.
+    fitting = top_all(images_of(1), random_encoder(), NAMES, count_cut=count_cut, deepest=0)
+    four = top_all(images_of(1), random_encoder(), NAMES, count_cut=count_cut, deepest=4)
+    np.testing.assert_array_equal(fitting.scores, four.scores)
