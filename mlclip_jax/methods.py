@@ -80,6 +80,11 @@ class Method(NamedTuple):
     at_once: bool
     make: Callable[..., Any]
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is ever trained."""
+        return self.trainable != ()
+
 
 def find(settings: Mapping | ConfigDict) -> Method:
     """The method of a recipe.

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Float32, Int, Shaped
+from jaxtyping import Float, Float32, Int
 from ml_collections import ConfigDict
 
 from mlclip_jax import methods, recipes
@@ -21,22 +21,18 @@ from mlclip_jax.data.pipeline import Skipped
 from mlclip_jax.data.sources import Source
 from mlclip_jax.distributed.sharding import make_mesh, replicated
 from mlclip_jax.embeddings.embed import check_features, embed_names, encode_images, encode_source
-from mlclip_jax.embeddings.store import Embeddings, read_arrays, read_embeddings
+from mlclip_jax.embeddings.store import Embeddings, read_embeddings
 from mlclip_jax.errors import InputError
-from mlclip_jax.files import replacing
+from mlclip_jax.label_texts import label_texts
 from mlclip_jax.nnx_boundary import split_trainable
 from mlclip_jax.progress import progress_bar
-from mlclip_jax.provenance import Origin, count_known, row_hashes
+from mlclip_jax.provenance import Origin, count_known
+from mlclip_jax.run_folders import TRAINED_ON, read_random_buffers
 from mlclip_jax.scoring import score_images
 from mlclip_jax.texts.label_sets import check_label_names
-from mlclip_jax.texts.templates import CLASS_TEMPLATE, read_templates
 from mlclip_jax.training.checkpoints import Checkpoints, abstract
 from mlclip_jax.training.loop import is_finished
 from mlclip_jax.zero_shot.prompts import Decided, LabelTexts
-
-TRAINED_ON = "trained_on.npy"
-RANDOM_BUFFERS = "random_buffers.npz"
-EMBEDDED = "embedded"  # folder of the embeddings of images that a run was given as such
 
 
 def load(
@@ -89,7 +85,7 @@ def read_run(workdir: str | os.PathLike, *, calibrated: bool = True, checkpoint:
         raise InputError(f"{workdir} holds a run without a checkpoint; train it first")
     class_embeddings = read_embeddings(workdir / "classes.npz")
     run = untrained_run(config, class_embeddings, workdir)
-    if run.method.trainable != ():
+    if run.method.trains:
         run = _with_checkpoint(run, checkpoint)
     if calibrated:
         run = dataclasses.replace(run, calibration=read_calibration(workdir, run.digest))
@@ -109,22 +105,13 @@ def untrained_run(config: ConfigDict, class_embeddings: Embeddings, workdir: Pat
     """
     method = methods.find(config.method)
     graph, parameters, frozen = None, {}, {}
-    if method.at_once:
-        method.make()  # which checks what its settings name
-    else:
+    if not method.at_once:
         module = method.make(class_embeddings.vectors, rngs=nnx.Rngs(config.get("seed", 0)))
         graph, parameters, frozen = split_trainable(module, method.trainable)
-    return Run(
-        workdir=workdir,
-        config=config,
-        class_embeddings=class_embeddings,
-        graph=graph,
-        parameters=parameters,
-        frozen=frozen,
-        step=0,
-        finished=True,
-        checkpoint="latest",
-    )
+    run = Run(workdir, config, class_embeddings, graph, parameters, frozen)
+    if method.at_once:
+        method.make().check(run.label_texts)
+    return run
 
 
 def _with_checkpoint(run, checkpoint):
@@ -176,21 +163,19 @@ class Run:
     graph: nnx.GraphDef | None
     parameters: dict
     frozen: dict
-    step: int
-    finished: bool
-    checkpoint: str
+    step: int = 0
+    finished: bool = True
+    checkpoint: str = "latest"
     calibration: Calibration | None = None
     own_labels: bool = True
     backbone: Backbone | None = None
 
     def __repr__(self) -> str:
         backbone = self.trained_on or "a backbone that is not recorded"
-        trained = "nothing trained" if self.workdir is None else f"{self.workdir}, nothing trained"
-        if self.method.trainable != ():
-            trained = f"{self.workdir}, step {self.step} of {self.config.train.steps}"
+        step = f"step {self.step} of {self.config.train.steps}" if self.method.trains else "nothing trained"
         return (
-            f"Run({self.method.title}, {trained}, {len(self.label_names)} labels, on {backbone}"
-            f"{', calibrated' if self.calibration else ''})"
+            f"Run({self.method.title}, {'' if self.workdir is None else f'{self.workdir}, '}{step}, "
+            f"{len(self.label_names)} labels, on {backbone}{', calibrated' if self.calibration else ''})"
         )
 
     @property
@@ -211,7 +196,7 @@ class Run:
     @property
     def gives_probabilities(self) -> bool:
         """Whether it does: it is trained or calibrated. Else it gives scores, of which larger ones win."""
-        return self.method.trainable != () or self.calibration is not None
+        return self.method.trains or self.calibration is not None
 
     @property
     def thresholds(self) -> Float[np.ndarray, " K"]:
@@ -225,6 +210,11 @@ class Run:
             np.full(len(self.label_names), 0.5) if self.calibration is None else self.calibration.thresholds
         )
 
+    @functools.cached_property
+    def label_texts(self) -> LabelTexts:
+        """Its labels, as methods see them that score all images at once."""
+        return label_texts(self.class_embeddings, self.loaded_backbone)
+
     @property
     def trained_on(self) -> Origin | None:
         """The backbone that it was trained on, or None where that is not recorded."""
@@ -236,7 +226,7 @@ class Run:
         content = hashlib.sha256("\n".join(self.label_names).encode())
         for array in jax.tree.leaves(self.parameters):
             content.update(np.asarray(array).tobytes())
-        if self.method.trainable == ():
+        if not self.method.trains:
             content.update(self.config.method.to_json(sort_keys=True).encode())
         return content.hexdigest()
 
@@ -245,38 +235,20 @@ class Run:
         return self.decide(images).scores
 
     def decide(self, images: Embeddings) -> Decided:
-        """Logits for the features of N images, and the labels that they have.
-
-        Those whose probabilities reach their thresholds; without probabilities, those that a prompting method
-        decides; or None.
-        """
+        """Logits for the features of N images, and their labels, by thresholds or by a prompting method."""
         features = images.only(self.method.reads)
         if self.graph is not None:
             return self._decided(score_images(self.graph, self.parameters, self.frozen, features))
         features = {name: np.asarray(feature) for name, feature in features.items()}
-        decided = self.method.make().decide(features, self._label_texts())
-        return (
-            decided
-            if self.calibration is None
-            else self._decided(decided.scores)._replace(prompts=decided.prompts)
-        )
+        decided = self.method.make().decide(features, self.label_texts)
+        if self.calibration is None:
+            return decided
+        return self._decided(decided.scores)._replace(prompts=decided.prompts)
 
     def _decided(self, logits):
         if not self.gives_probabilities:
             return Decided(logits)
         return Decided(logits, self.probabilities(logits) >= self.thresholds)
-
-    def _label_texts(self):
-        backbone = self.loaded_backbone()
-        template = self.class_embeddings.origin.prompt
-        return LabelTexts(
-            self.label_names,
-            np.asarray(self.class_embeddings.vectors),
-            read_templates(template or CLASS_TEMPLATE),
-            backbone.encode_texts,
-            None if backbone.tokenizer is None else backbone.tokenizer.count_cut,
-            backbone.origin,
-        )
 
     def probabilities(self, logits: Float[np.ndarray, "N K"]) -> Float32[np.ndarray, "N K"]:
         """Probabilities of logits: by its calibration, if it has one; else a sigmoid.
@@ -389,8 +361,7 @@ class Run:
     def _check_backbone(self, backbone):
         trained_on, width = self.trained_on, self.class_embeddings.vectors.shape[1]
         if trained_on and trained_on.sha256 != backbone.origin.sha256:
-            untrained = self.method.trainable == ()
-            verb, by = ("embedded its labels", "by") if untrained else ("was trained", "on")
+            verb, by = ("was trained", "on") if self.method.trains else ("embedded its labels", "by")
             raise InputError(
                 f"{self.name} {verb} {by} {trained_on}, not {by} {backbone.origin}; "
                 f"name the backbone that it {verb} {by}"
@@ -431,7 +402,7 @@ class Run:
         run = dataclasses.replace(
             self, class_embeddings=embeddings, calibration=None, own_labels=False, backbone=backbone
         )
-        if self.method.trainable == ():
+        if not self.method.trains:
             made = untrained_run(self.config, embeddings)
             return dataclasses.replace(run, graph=made.graph, frozen=made.frozen)
         # No parameter belongs to a label.
@@ -445,46 +416,3 @@ class Run:
     def count_calibrated_on(self, images: Embeddings) -> int:
         """How many of exactly these images it was calibrated on."""
         return 0 if self.calibration is None else count_known(images.vectors, self.calibration.fitted_on)
-
-
-def load_backbone_of(config: ConfigDict) -> Backbone:
-    """The backbone that a config names.
-
-    Raises:
-      InputError: it names none, or one that cannot be loaded.
-    """
-    if not config.get("backbone"):
-        raise InputError(
-            "this run names no backbone to embed images with; run `mlclip embed`, give embeddings=FILE"
-        )
-    return load_backbone(config.backbone, **read_encoding(config.get("encoding", {})))
-
-
-def write_random_buffers(workdir: str | os.PathLike, frozen: dict) -> None:
-    """Keeps what a method drew at random and never trains: later versions of JAX may draw it otherwise.
-
-    Args:
-      workdir: of the run.
-      frozen: from `random_buffers`.
-    """
-    if frozen:
-        with replacing(Path(workdir) / RANDOM_BUFFERS) as temporary, temporary.open("wb") as file:
-            np.savez(file, **frozen)
-
-
-def random_buffers(frozen: dict) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """The arrays of a method that are neither trained nor given: all of its own that are no embeddings."""
-    own = {name: array for name, array in frozen.items() if not isinstance(array, dict)}
-    return {name: np.asarray(array) for name, array in own.items() if not name.endswith("_embeddings")}
-
-
-def read_random_buffers(workdir: str | os.PathLike) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """What `write_random_buffers` keeps; empty for most methods."""
-    path = Path(workdir) / RANDOM_BUFFERS
-    return read_arrays(path) if path.is_file() else {}
-
-
-def write_trained_on(workdir: str | os.PathLike, images: Embeddings) -> None:
-    """Notes which embeddings a run learns from, as 64-bit hashes of their bytes."""
-    with replacing(Path(workdir) / TRAINED_ON) as temporary, temporary.open("wb") as file:
-        np.save(file, row_hashes(images.vectors))

@@ -9,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mlclip_jax import methods, recipes
-from mlclip_jax.backbones import load_backbone
+from mlclip_jax.backbones import load_backbone, load_backbone_of
 from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.comparison import describe_comparison
 from mlclip_jax.distributed.processes import all_or_none, is_first
@@ -20,7 +20,8 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.evaluation import evaluate
 from mlclip_jax.files import make_folder
 from mlclip_jax.options import nearest
-from mlclip_jax.runs import EMBEDDED, Run, load_backbone_of, read_run, untrained_run
+from mlclip_jax.run_folders import EMBEDDED
+from mlclip_jax.runs import Run, read_run, untrained_run
 from mlclip_jax.texts.label_sets import check_label_names
 from mlclip_jax.texts.templates import read_templates
 from mlclip_jax.training.inputs import read_class_embeddings
@@ -77,7 +78,7 @@ def load_zero_shot(
 def is_untrained(config: ConfigDict) -> bool:
     """Whether a recipe's method is never trained."""
     settings = config.get("method")
-    return isinstance(settings, ConfigDict) and methods.find(settings).trainable == ()
+    return isinstance(settings, ConfigDict) and not methods.find(settings).trains
 
 
 def check_untrained(config: ConfigDict) -> None:
@@ -87,7 +88,7 @@ def check_untrained(config: ConfigDict) -> None:
       InputError: its method is trained, or has no such setting; or a template is none.
     """
     method = methods.find(config.method)
-    if method.trainable != ():
+    if method.trains:
         raise InputError(
             f"{method.title} is trained before it labels images: give the folder of its run, --workdir=RUN"
         )
@@ -97,6 +98,8 @@ def check_untrained(config: ConfigDict) -> None:
             near = nearest(value, re.findall(r"\w+", wanted)) if isinstance(value, str) else ""
             raise InputError(f"{method.title}: invalid {name}={value}{near}: must be {wanted}")
     read_templates(config.texts.templates)
+    if method.at_once:
+        method.make()  # which checks the files that its settings name
 
 
 def write_untrained(

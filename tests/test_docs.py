@@ -143,7 +143,7 @@ def test_every_method_has_its_settings_and_defaults():
     rows = {row[0].strip("`"): row[1] for row in table("method | settings and defaults")}
     assert rows.keys() == methods.METHODS.keys()
     for name, cell in rows.items():
-        said = dict(setting.split("=") for setting in re.findall(r"`(\w+=[^`]+)`", cell))
+        said = dict(setting.split("=") for setting in re.findall(r"`(\w+=[^`]*)`", cell))
         assert said == {key: str(value) for key, value in methods.find({"name": name}).settings.items()}, name
 
 

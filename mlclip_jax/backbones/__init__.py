@@ -4,7 +4,15 @@ import importlib
 import os
 from typing import Any
 
-__all__ = ["ENCODING", "Backbone", "Encoded", "default_dtype", "load_backbone", "read_encoding"]
+__all__ = [
+    "ENCODING",
+    "Backbone",
+    "Encoded",
+    "default_dtype",
+    "load_backbone",
+    "load_backbone_of",
+    "read_encoding",
+]
 
 _BACKBONE = ("Backbone", "Encoded")  # in `backbone.py`; the others are in `loading.py`
 

@@ -144,6 +144,19 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
+def load_backbone_of(config: Mapping[str, Any] | ConfigDict) -> Backbone:
+    """The backbone that a recipe's `backbone` and `encoding` name.
+
+    Raises:
+      InputError: it names none, or one that cannot be loaded.
+    """
+    if not config.get("backbone"):
+        raise InputError(
+            "this run names no backbone to embed images with; run `mlclip embed`, give embeddings=FILE"
+        )
+    return load_backbone(config["backbone"], **read_encoding(config.get("encoding", {})))
+
+
 def read_encoding(settings: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """The arguments of `load_backbone` that a recipe's section `encoding` sets, or the flags of a command.
 

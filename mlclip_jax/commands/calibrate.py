@@ -44,7 +44,7 @@ def _score_images(values, run):
     """Logits of held-out images, labels, both (N, K), where they come from, and hashes of the embeddings."""
     from mlclip_jax.embeddings.labelled import read_images
     from mlclip_jax.provenance import row_hashes
-    from mlclip_jax.runs import EMBEDDED
+    from mlclip_jax.run_folders import EMBEDDED
 
     images = read_images(
         {"embeddings": values.embeddings, "images": values.images, "labels": values.labels},

@@ -20,7 +20,8 @@ def main(values: flags.FlagValues) -> None:
     from mlclip_jax.comparison import describe_comparison
     from mlclip_jax.embeddings.labelled import read_images
     from mlclip_jax.evaluation import evaluate, evaluate_scores
-    from mlclip_jax.runs import EMBEDDED, read_run
+    from mlclip_jax.run_folders import EMBEDDED
+    from mlclip_jax.runs import read_run
     from mlclip_jax.scores import read_together
 
     ways = [values.workdir, values.scores, values.config]

@@ -53,8 +53,6 @@ def main(values: flags.FlagValues) -> None:
     _check_outputs(values)
     source = find_images(values.images)
     run = _load(values)
-    if run.gives_probabilities and values.threshold is not None and not 0 <= values.threshold <= 1:
-        raise InputError(f"--threshold={values.threshold:g} is no probability: give one in [0, 1]")
     if values.output and Path(values.output).suffix == ".csv":
         check_columns(run.label_names)
     listed = Path(f"{values.output}.skipped.jsonl") if values.output else None
@@ -220,7 +218,7 @@ def _what(probable):
 
 def _load(values):
     """The run that is to label the images, with the labels that it is to choose from."""
-    from mlclip_jax.runs import load
+    from mlclip_jax.runs import read_run
     from mlclip_jax.untrained import load_zero_shot
 
     names = read_names(values.classes) if values.classes else []
@@ -236,7 +234,10 @@ def _load(values):
         _check_top_k(values.top_k, names)
         rule, templates = values.rule or "ridge", values.templates or "imagenet"
         return load_zero_shot(values.backbone, names, rule=rule, templates=templates)
-    run = load(values.workdir, backbone=values.backbone, checkpoint=values.checkpoint)
+    run = read_run(values.workdir, checkpoint=values.checkpoint)
+    if run.gives_probabilities and values.threshold is not None and not 0 <= values.threshold <= 1:
+        raise InputError(f"--threshold={values.threshold:g} is no probability: give one in [0, 1]")
+    run = run.with_backbone(values.backbone)
     _check_top_k(values.top_k, names or run.label_names)
     return run.with_labels(names) if names else run
 

@@ -4,7 +4,6 @@ from absl import flags
 
 from mlclip_jax import recipes
 from mlclip_jax.commands.flags import define_process_flags
-from mlclip_jax.errors import InputError
 
 
 def main(values: flags.FlagValues) -> None:
@@ -12,8 +11,6 @@ def main(values: flags.FlagValues) -> None:
     from mlclip_jax.training.train import train
     from mlclip_jax.untrained import is_untrained, write_untrained
 
-    if values.workdir is None:
-        raise InputError("--workdir is missing")
     begin = write_untrained if is_untrained(values.config) else train
     begin(values.config, values.workdir, report=print)
 
@@ -22,3 +19,4 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     recipes.define_config(values, argv)
     flags.DEFINE_string("workdir", None, "folder of this run, made if it is missing", flag_values=values)
     define_process_flags(values)
+    flags.mark_flag_as_required("workdir", values)

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
+from mlclip_jax.backbones import load_backbone_of
 from mlclip_jax.data.limited_labels import hide_labels
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.files import replacing
 from mlclip_jax.perturbation import shift_texts
-from mlclip_jax.runs import load_backbone_of
 from mlclip_jax.training.inputs import read_class_embeddings
 from mlclip_jax.wording import counted
 

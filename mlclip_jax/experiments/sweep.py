@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from mlclip_jax.backbones import load_backbone_of
 from mlclip_jax.distributed.processes import all_or_none, held_by_this_run, is_first
 from mlclip_jax.errors import InputError
 from mlclip_jax.evaluation import write_evaluation
@@ -21,7 +22,8 @@ from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.options import nearest
 from mlclip_jax.recipes import check_same_run, flat_config, read_config
 from mlclip_jax.report import markdown_table, plot_figures
-from mlclip_jax.runs import EMBEDDED, load_backbone_of, read_run
+from mlclip_jax.run_folders import EMBEDDED
+from mlclip_jax.runs import read_run
 from mlclip_jax.training.preparation import (
     MAY_CHANGE,
     check,

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mlclip_jax import recipes
+from mlclip_jax.backbones import load_backbone_of
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.embeddings.labelled import embed_once, read_images
 from mlclip_jax.errors import InputError
@@ -37,7 +38,7 @@ from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.options import nearest, split_options
 from mlclip_jax.progress import note
 from mlclip_jax.report import markdown_table, plot_figures
-from mlclip_jax.runs import EMBEDDED, load_backbone_of
+from mlclip_jax.run_folders import EMBEDDED
 from mlclip_jax.texts.captions import label_captions
 from mlclip_jax.texts.files import save_texts
 from mlclip_jax.training.inputs import read_class_embeddings

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mlclip_jax import methods, recipes
+from mlclip_jax.backbones import load_backbone_of
 from mlclip_jax.comparison import compare, describe_interval
 from mlclip_jax.distributed.processes import is_first
 from mlclip_jax.embeddings.labelled import read_images
@@ -18,7 +19,7 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.evaluation import describe_protocol
 from mlclip_jax.files import write_rows
 from mlclip_jax.report import markdown_table
-from mlclip_jax.runs import Run, load_backbone_of, untrained_run
+from mlclip_jax.runs import Run, untrained_run
 from mlclip_jax.training.inputs import read_class_embeddings
 from mlclip_jax.untrained import check_untrained
 from mlclip_jax.zero_shot import cosine_scores
@@ -53,8 +54,6 @@ def compare_rules(
       InputError: the recipe, or what it names, cannot be used.
     """
     rules = {rule: _config_of(config, rule) for rule in _rules_of(config)}
-    for own in rules.values():
-        check_untrained(own)
     backbone = load_backbone_of(config)
     class_embeddings = read_class_embeddings(config, lambda: backbone)
     with tempfile.TemporaryDirectory() as folder:
@@ -63,6 +62,7 @@ def compare_rules(
         known, decided, left_out = {}, {}, {}
         for rule, own in rules.items():
             try:
+                check_untrained(own)
                 run = untrained_run(own, class_embeddings).with_backbone(backbone)
                 known[rule], decided[rule] = run, _timed(run, images)
             except InputError as error:  # such as too many labels for all combinations of them

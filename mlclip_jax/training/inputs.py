@@ -23,7 +23,8 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.perturbation import shift_texts
 from mlclip_jax.progress import note, warn
 from mlclip_jax.provenance import fingerprint, hash_names
-from mlclip_jax.runs import random_buffers, read_run
+from mlclip_jax.run_folders import random_buffers
+from mlclip_jax.runs import read_run
 from mlclip_jax.texts.label_sets import check_label_names, read_names
 from mlclip_jax.texts.mixtures import mix_class_embeddings
 from mlclip_jax.texts.sources import check_coverage, label_sets, training_texts

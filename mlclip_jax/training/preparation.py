@@ -15,6 +15,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from mlclip_jax import calibration, methods, perturbation, recipes
+from mlclip_jax.backbones import load_backbone_of
 from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.distributed.data_parallel import PROGRAMS
 from mlclip_jax.distributed.processes import all_or_none, check_alike, is_first
@@ -26,9 +27,8 @@ from mlclip_jax.perturbation import make_perturbation
 from mlclip_jax.progress import note
 from mlclip_jax.provenance import Origin
 from mlclip_jax.ranges import AT_LEAST_0, AT_LEAST_1, FRACTION
-from mlclip_jax.runs import (
+from mlclip_jax.run_folders import (
     EMBEDDED,
-    load_backbone_of,
     random_buffers,
     read_random_buffers,
     write_random_buffers,
@@ -215,7 +215,7 @@ def check_trainable(config: ConfigDict) -> None:
       InputError: it is one.
     """
     settings = config.get("method")
-    if isinstance(settings, ConfigDict) and (method := methods.find(settings)).trainable == ():
+    if isinstance(settings, ConfigDict) and not (method := methods.find(settings)).trains:
         raise InputError(
             f"{method.title} has nothing to train: `mlclip train` writes its run, and there is no more to do"
         )

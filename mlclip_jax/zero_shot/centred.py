@@ -38,9 +38,12 @@ class CentredRidge(ScoresAtOnce):
         self.penalty = penalty
         self.nouns = read_names(vocabulary) if vocabulary else everyday_nouns()
 
+    def check(self, labels: LabelTexts) -> None:
+        """See `ScoresAtOnce`."""
+        check_several(self.TITLE, len(labels.names))
+
     def decide(self, images: Mapping[str, Images], labels: LabelTexts) -> Decided:
         """See `methods`."""
-        check_several(self.TITLE, len(labels.names))
         mean = vocabulary_mean(labels.encode, self.nouns, labels.templates)
         scores = ridge_scores(images["image"], centred(labels.embeddings, mean), self.penalty)
         return Decided(np.asarray(standardise(scores)))

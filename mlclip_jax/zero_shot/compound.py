@@ -39,12 +39,8 @@ class CompoundPrompts(ScoresAtOnce):
     def __init__(self, *, place: int = 2, template: str = CLASS_TEMPLATE) -> None:
         self.place, self.template = place, template
 
-    def decide(self, images: Mapping[str, Images], labels: LabelTexts) -> Decided:
-        """See `methods`.
-
-        Raises:
-          InputError: there are too many labels.
-        """
+    def check(self, labels: LabelTexts) -> None:
+        """See `ScoresAtOnce`."""
         number = len(labels.names)
         check_several(self.TITLE, number)
         if number > MOST_LABELS:
@@ -52,7 +48,10 @@ class CompoundPrompts(ScoresAtOnce):
                 f"{self.TITLE} of {number} labels are {number * (number - 1) // 2:,} pairs, too many to "
                 f"encode; give at most {MOST_LABELS} labels, or choose rule=ridge"
             )
-        pairs = np.stack(np.triu_indices(number, k=1), axis=1)
+
+    def decide(self, images: Mapping[str, Images], labels: LabelTexts) -> Decided:
+        """See `methods`."""
+        pairs = np.stack(np.triu_indices(len(labels.names), k=1), axis=1)
         prompts = compound_prompts(labels.names, pairs, self.template)
         compound = cosine_scores(images["image"], labels.encode(prompts))
         return Decided(

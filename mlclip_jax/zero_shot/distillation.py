@@ -1,14 +1,13 @@
 """Self-distillation: scores of a bank of unlabelled images teach what each class looks like in images."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from mlclip_jax.embeddings.store import read_embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.texts.vocabulary import everyday_nouns
 from mlclip_jax.wording import counted
@@ -34,33 +33,26 @@ class SelfDistilled(ScoresAtOnce):
     def __init__(self, *, bank: str = "") -> None:
         self.bank = bank
 
+    def check(self, labels: LabelTexts) -> None:
+        """See `ScoresAtOnce`; a bank must be large enough, and of the backbone of the labels."""
+        check_several(self.TITLE, len(labels.names))
+        if self.bank:
+            check_bank(self._read(labels))
+
     def decide(self, images: Mapping[str, Images], labels: LabelTexts) -> Decided:
         """See `methods`.
 
         Raises:
-          InputError: the bank is too small, or another backbone's.
+          InputError: the images are their own bank, and too few.
         """
-        check_several(self.TITLE, len(labels.names))
         bank = self._read(labels) if self.bank else images["image"]
         mean = vocabulary_mean(labels.encode, everyday_nouns(), labels.templates)
         return Decided(self_distilled_scores(images["image"], labels.embeddings, bank, mean))
 
     def _read(self, labels):
-        known = read_embeddings(self.bank, reads=("image",))
-        if "image" not in known.features:
-            raise InputError(f"{self.bank} holds no embeddings of images; give a bank that mlclip embed made")
-        encoder, width = known.origin.encoder, known.vectors.shape[1]
-        if encoder and labels.origin and encoder.sha256 != labels.origin.sha256:
-            raise InputError(
-                f"the bank {self.bank} was made by {encoder}, and the labels are embedded by "
-                f"{labels.origin}; embed the bank by that backbone"
-            )
-        if width != labels.embeddings.shape[1]:
-            raise InputError(
-                f"the bank {self.bank} is {width} wide, and the embeddings of the labels "
-                f"{labels.embeddings.shape[1]}; embed the bank by the backbone of the labels"
-            )
-        return np.asarray(known.vectors)
+        if labels.read_bank is None:
+            raise ValueError("a bank needs what reads it: LabelTexts.read_bank")
+        return labels.read_bank(self.bank)
 
 
 def self_distilled_scores(
@@ -97,11 +89,7 @@ def self_distilled_scores(
     Raises:
       InputError: the bank is too small.
     """
-    if len(bank) < SMALLEST_BANK:
-        raise InputError(
-            f"a bank of {counted(len(bank), 'image')} is too small to learn from: give {SMALLEST_BANK} or "
-            "more, or use ridge_scores, which needs none"
-        )
+    check_bank(bank)
     num_labels = len(class_embeddings)
     weights = ridge_map(centred(class_embeddings, vocabulary_mean), PENALTY)
     directions = (jnp.sum(l2_normalize(block), axis=0) for _, block in blocks(bank, num_labels, most))
@@ -112,6 +100,19 @@ def self_distilled_scores(
         return _score(block, mean, weights, learnt)
 
     return in_blocks(rule, image_embeddings, num_labels, most=most)
+
+
+def check_bank(bank: Sized) -> None:
+    """Refuses a bank that is too small to learn from.
+
+    Raises:
+      InputError: it is.
+    """
+    if len(bank) < SMALLEST_BANK:
+        raise InputError(
+            f"a bank of {counted(len(bank), 'image')} is too small to learn from: give {SMALLEST_BANK} or "
+            "more, or use ridge_scores, which needs none"
+        )
 
 
 @jax.jit

@@ -80,11 +80,7 @@ def list_all(
     """
     names = spaced(class_names)
     number = len(names)
-    if number > MOST_CLASSES:
-        raise InputError(
-            f"{TITLE} of {number} classes has 2^{number} prompts, and takes {MOST_CLASSES} classes at most; "
-            "choose Top-all, which has as many prompts an image as classes"
-        )
+    check_number(number)
     if chunk < 1:
         raise InputError(f"invalid chunk {chunk}: must be at least 1")
     if count_cut is not None and count_cut([nothing, *write([names])]):
@@ -113,6 +109,19 @@ def list_all(
         (chosen[:, None] >> np.arange(number) & 1).astype(bool),
         tuple(prompts[int(combination)] for combination in chosen),
     )
+
+
+def check_number(number: int) -> None:
+    """Refuses more classes than have a countable number of combinations.
+
+    Raises:
+      InputError: there are more than `MOST_CLASSES`.
+    """
+    if number > MOST_CLASSES:
+        raise InputError(
+            f"{TITLE} of {number} classes has 2^{number} prompts, and takes {MOST_CLASSES} classes at most; "
+            "choose Top-all, which has as many prompts an image as classes"
+        )
 
 
 def _members(combination, names):

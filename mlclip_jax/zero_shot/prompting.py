@@ -58,6 +58,10 @@ class ListAll(ScoresAtOnce):
     def __init__(self, *, form: str = "names", published: bool = False, logit_scale: float = 100.0) -> None:
         self.form, self.published, self.logit_scale = form, published, logit_scale
 
+    def check(self, labels: LabelTexts) -> None:
+        """See `ScoresAtOnce`."""
+        list_all.check_number(len(labels.names))
+
     def decide(self, images: Mapping[str, Images], labels: LabelTexts) -> Decided:
         """See `methods`."""
         given = (images["image"], labels.encode, labels.names)

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
 from mlclip_jax.errors import InputError
-from mlclip_jax.provenance import Origin
 from mlclip_jax.texts.label_sets import check_label_names
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
 
@@ -29,7 +28,7 @@ class LabelTexts(NamedTuple):
       templates: what names are put into.
       encode: embeds texts, such as `Backbone.encode_texts`.
       count_cut: how many texts the encoder would cut; None: texts are not checked for their lengths.
-      origin: the backbone's; None where it is not recorded.
+      read_bank: embeddings (M, D) of unlabelled images in a file or folder; it refuses another backbone's.
     """
 
     names: tuple[str, ...]
@@ -37,7 +36,7 @@ class LabelTexts(NamedTuple):
     templates: tuple[str, ...]
     encode: Encode
     count_cut: CountCut | None = None
-    origin: Origin | None = None
+    read_bank: Callable[[str], Images] | None = None
 
 
 class Decided(NamedTuple):
@@ -61,6 +60,13 @@ class ScoresAtOnce:
     TRAINABLE = ()
     reads = ("image",)
     open_vocabulary = True
+
+    def check(self, labels: LabelTexts) -> None:
+        """Refuses labels that it could not score, before any image is embedded.
+
+        Raises:
+          InputError: they are such.
+        """
 
 
 def check_several(title: str, number: int) -> None:

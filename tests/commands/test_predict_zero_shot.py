@@ -96,13 +96,21 @@ def test_the_highest_and_of_equal_ones_the_first():
         ({"method": None}, "give either --workdir=RUN, or --method=zero_shot, which needs no training"),
         ({"workdir": "runs/x"}, "give either --workdir=RUN, or --method=zero_shot"),
         ({"method": None, "workdir": "runs/x"}, "--rule and --templates are of --method=zero_shot"),
-        ({"method": "zero_shto"}, "no method 'zero_shto' (did you mean zero_shot?)"),
-        ({"method": "fc"}, "--method=fc is trained before it labels images: give the folder of its run"),
+        ({"method": "zero_shto"}, "no method 'zero_shto' without training (did you mean zero_shot?)"),
+        (
+            {"method": "fc"},
+            "no method 'fc' without training: give --method=zero_shot, or the folder of a run",
+        ),
         ({"classes": None}, "--method=zero_shot needs --classes=FILE, a label per line"),
         ({"backbone": None}, "--method=zero_shot needs --backbone=FOLDER_OR_NAME"),
         ({"classes": "twice.txt"}, "names 'moon' more than once"),
         ({"classes": "empty.txt"}, "empty.txt"),
-        ({"rule": "sofmax"}, "invalid rule=sofmax (did you mean softmax?): must be one of ridge, standard"),
+        (
+            {"rule": "sofmax"},
+            "recipe zero_shot has no variant 'sofmax' (did you mean softmax?); it has ridge",
+        ),
+        ({"rule": "list_all"}, "List-all of 24 classes has 2^24 prompts, and takes 20 classes at most"),
+        ({"rule": "language_model"}, "no file of captions is named; give answers=FILE"),
         ({"templates": "a photo."}, "has no place for the name"),
         ({"top_k": 0}, "--top_k"),
         ({"top_k": 25}, "--top_k=25 is more than the 24 labels; give at most 24"),
@@ -113,18 +121,36 @@ def test_the_highest_and_of_equal_ones_the_first():
 def test_what_cannot_be_is_refused_in_one_line(world, capsys, monkeypatch, changes, words):
     monkeypatch.chdir(world)
     assert main(arguments(world, **changes)) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert len(error.splitlines()) == 1
+    said = capsys.readouterr().err.splitlines()
+    errors = [line for line in said if not line.startswith("scenes-clip: CLIP")]
+    assert words in errors[0]
+    assert len(errors) == 1
+
+
+def test_a_prompting_method_decides(world, tmp_path):
+    given = arguments(world, rule="yes_no", scores=tmp_path / "x.npz", output=tmp_path / "x.jsonl")
+    assert main(given) == 0
+    scores = read_scores(tmp_path / "x.npz").scores
+    for line, own in zip((tmp_path / "x.jsonl").read_text().splitlines(), scores, strict=True):
+        assert json.loads(line)["labels"] == [LABELS[k] for k in np.flatnonzero(own > 0)]
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "train --workdir=x", "sweep --workdir=x --over=method.penalty=1,2"]
+    ("command", "words"),
+    [
+        ("sweep --config=zero_shot --workdir=x --over=method.penalty=1,2", "Zero-shot has nothing to train"),
+        ("evaluate --config=tai", "is trained before it scores images: give the folder of its run"),
+        (
+            "evaluate",
+            "give one of --workdir=RUN[,RUN...], --scores=FILE[,FILE...] and --config=zero_shot:all",
+        ),
+        ("evaluate --workdir=x --output=x.csv", "--output is of --config"),
+    ],
 )
-def test_there_is_nothing_to_train(capsys, tmp_path, monkeypatch, command):
+def test_there_is_nothing_to_train(capsys, tmp_path, monkeypatch, command, words):
     monkeypatch.chdir(tmp_path)
-    assert main([*command.split(), "--config=zero_shot"]) == 2
+    assert main(command.split()) == 2
     error = capsys.readouterr().err
-    assert "Zero-shot has nothing to train: label images by `mlclip predict --method=zero_shot`" in error
+    assert words in error
     assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

@@ -7,12 +7,12 @@ from PIL import Image
 from tiny_clip import config_with, write_clip
 
 import mlclip_jax
+from mlclip_jax.backbones import load_backbone_of
 from mlclip_jax.cli import main
 from mlclip_jax.configs import tai
 from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.store import Embeddings, read_embeddings, write_embeddings
 from mlclip_jax.provenance import Origin
-from mlclip_jax.runs import load_backbone_of
 from mlclip_jax.texts.templates import fill
 
 
