@@ -26,6 +26,7 @@ from mlclip_jax.report import draw_predictions, markdown_table
 from mlclip_jax.runs import load, read_run
 from mlclip_jax.texts.templates import CLASS_TEMPLATE
 from mlclip_jax.training.train import train
+from mlclip_jax.untrained import load_zero_shot
 from mlclip_jax.zero_shot import modality_gap
 
 # Scenes of these seeds and labels; the built-in CLIP was trained on another seed.
@@ -36,6 +37,7 @@ METHODS = {
     "tai": "TaI-Adapter, random perturbation",
     "fc": "FC",
 }
+RIDGE = "zero-shot, ridge scores"
 DRAWN = 24
 
 
@@ -84,6 +86,10 @@ def demo(
     images = _labelled(workdir, "test", split, class_embeddings)
     figures = {COSINE: [score(cosines(images, class_embeddings), images)]}
     seconds[COSINE] = [time.monotonic() - start]
+    start = time.monotonic()
+    ridge = load_zero_shot(backbone, LABELS, templates=CLASS_TEMPLATE)
+    figures[RIDGE], trained_on[RIDGE] = [score(ridge.score(images), images)], trained_on[COSINE]
+    seconds[RIDGE] = [time.monotonic() - start]
     for method, own in runs.items():
         figures[method] = [score(run.score(images), images) for run in own]
     other_texts = embed_names(backbone, OTHER_LABELS, CLASS_TEMPLATE)
