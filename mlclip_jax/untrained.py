@@ -61,6 +61,25 @@ def load_zero_shot(
       >>> run.label_names[scores[0].argmax()]
       'dog'
     """
+    config = check_zero_shot(label_names, rule=rule, templates=templates, **settings)
+    if not isinstance(backbone, Backbone):
+        backbone = load_backbone(backbone)
+    config.backbone = backbone.origin.name
+    run = untrained_run(config, embed_names(backbone, label_names, config.texts.templates))
+    return dataclasses.replace(run, backbone=backbone)
+
+
+def check_zero_shot(
+    label_names: Sequence[str], *, rule: str, templates: str, **settings: object
+) -> ConfigDict:
+    """What `load_zero_shot` checks before it loads a backbone; the arguments are its own.
+
+    Returns:
+      The config of the rule.
+
+    Raises:
+      InputError: as of `load_zero_shot`.
+    """
     config = recipes.read(f"zero_shot:{rule}")
     if "method" not in config:
         raise InputError(f"rule={rule} is all rules, and images are labelled by one: name it")
@@ -68,11 +87,7 @@ def load_zero_shot(
     config.texts.templates = templates
     check_untrained(config)
     check_label_names(label_names, "label_names")
-    if not isinstance(backbone, Backbone):
-        backbone = load_backbone(backbone)
-    config.backbone = backbone.origin.name
-    run = untrained_run(config, embed_names(backbone, label_names, config.texts.templates))
-    return dataclasses.replace(run, backbone=backbone)
+    return config
 
 
 def is_untrained(config: ConfigDict) -> bool:

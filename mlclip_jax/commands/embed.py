@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from mlclip_jax.choices import SHARD_ROWS, STORAGE
-from mlclip_jax.commands.flags import define_process_flags, define_reading_flags
+from mlclip_jax.commands.flags import define_encoding_flags, define_process_flags, define_reading_flags
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.sources import read_lines
 from mlclip_jax.errors import InputError
@@ -86,38 +86,7 @@ def main(values: flags.FlagValues) -> None:
 def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string("backbone", None, "folder or hub name of the encoder", flag_values=values)
     flags.DEFINE_string("revision", None, "commit, branch or tag on the hub", flag_values=values)
-    flags.DEFINE_string(
-        "dtype", None, "float32 (default on CPUs) or bfloat16 (elsewhere)", flag_values=values
-    )
-    flags.DEFINE_string(
-        "image_size", None, "448, or 448x336 for height and width; default: its own", flag_values=values
-    )
-    flags.DEFINE_string("resize", None, "crop or squash; default: its own", flag_values=values)
-    flags.DEFINE_string("interpolation", None, "bicubic or bilinear; default: its own", flag_values=values)
-    flags.DEFINE_string(
-        "decode",
-        None,
-        "full (default), or reduced: JPEG files faster, and nearly the same",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "position_embeddings", None, "of a CLIP ResNet: pooled (default), all or none", flag_values=values
-    )
-    flags.DEFINE_string(
-        "antialias",
-        None,
-        "yes or no: smooth position embeddings for other image sizes; default: as usual in its layout",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "clean",
-        None,
-        "yes or no: repair texts first (quotes, HTML entities); default: as usual in its layout",
-        flag_values=values,
-    )
-    flags.DEFINE_boolean(
-        "shard_parameters", False, "split the parameters over the devices", flag_values=values
-    )
+    define_encoding_flags(values)
     flags.DEFINE_string(
         "images", None, "folder of images, or a dataset such as voc:FOLDER,split=test", flag_values=values
     )

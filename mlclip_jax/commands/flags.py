@@ -42,6 +42,42 @@ def define_reading_flags(values: flags.FlagValues) -> None:
     )
 
 
+def define_encoding_flags(values: flags.FlagValues) -> None:
+    """How a backbone computes; their names are those of `backbones.ENCODING`."""
+    flags.DEFINE_string(
+        "dtype", None, "float32 (default on CPUs) or bfloat16 (elsewhere)", flag_values=values
+    )
+    flags.DEFINE_string(
+        "image_size", None, "448, or 448x336 for height and width; default: its own", flag_values=values
+    )
+    flags.DEFINE_string("resize", None, "crop or squash; default: its own", flag_values=values)
+    flags.DEFINE_string("interpolation", None, "bicubic or bilinear; default: its own", flag_values=values)
+    flags.DEFINE_string(
+        "decode",
+        None,
+        "full (default), or reduced: JPEG files faster, and nearly the same",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "position_embeddings", None, "of a CLIP ResNet: pooled (default), all or none", flag_values=values
+    )
+    flags.DEFINE_string(
+        "antialias",
+        None,
+        "yes or no: smooth position embeddings for other image sizes; default: as usual in its layout",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "clean",
+        None,
+        "yes or no: repair texts first (quotes, HTML entities); default: as usual in its layout",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "shard_parameters", False, "split the parameters over the devices", flag_values=values
+    )
+
+
 def define_checkpoint(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "checkpoint",

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Float
 
-from mlclip_jax.commands.flags import define_checkpoint, define_reading_flags
+from mlclip_jax.commands.flags import define_checkpoint, define_encoding_flags, define_reading_flags
 from mlclip_jax.data.datasets import FORMATS as DATASETS
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.images import decode_image, printable, read_file
@@ -218,8 +218,9 @@ def _what(probable):
 
 def _load(values):
     """The run that is to label the images, with the labels that it is to choose from."""
+    from mlclip_jax.backbones import ENCODING, load_backbone, read_encoding
     from mlclip_jax.runs import read_run
-    from mlclip_jax.untrained import load_zero_shot
+    from mlclip_jax.untrained import check_zero_shot, load_zero_shot
 
     names = read_names(values.classes) if values.classes else []
     if values.method:
@@ -233,7 +234,10 @@ def _load(values):
                 raise InputError(f"--method={values.method} needs --{flag}={NEEDED[flag]}")
         _check_top_k(values.top_k, names)
         rule, templates = values.rule or "ridge", values.templates or "imagenet"
-        return load_zero_shot(values.backbone, names, rule=rule, templates=templates)
+        encoding = read_encoding({name: values[name].value for name in ENCODING})
+        check_zero_shot(names, rule=rule, templates=templates)  # before a backbone is loaded
+        backbone = load_backbone(values.backbone, **encoding)
+        return load_zero_shot(backbone, names, rule=rule, templates=templates)
     run = read_run(values.workdir, checkpoint=values.checkpoint)
     if run.gives_probabilities and values.threshold is not None and not 0 <= values.threshold <= 1:
         raise InputError(f"--threshold={values.threshold:g} is no probability: give one in [0, 1]")
@@ -251,10 +255,13 @@ def _check_top_k(top_k, names):
 
 def _check_flags(values):
     """What does not go together."""
+    from mlclip_jax.backbones import ENCODING
+
     if bool(values.workdir) == bool(values.method):
         raise InputError("give either --workdir=RUN, or --method=zero_shot, which needs no training")
-    if values.workdir and (values.rule or values.templates):
-        raise InputError("--rule and --templates are of --method=zero_shot: leave them out with --workdir")
+    own = [name for name in ("rule", "templates", *ENCODING) if values[name].present]
+    if values.workdir and own:
+        raise InputError(f"--{own[0]} is of --method=zero_shot: leave it out with --workdir")
     if values.method and values["checkpoint"].present:
         raise InputError("--checkpoint is of a trained run: leave it out with --method")
     if values.top_k is not None and values.threshold is not None:
@@ -344,5 +351,6 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_string(
         "backbone", None, "folder or name of a backbone, unless the run names it", flag_values=values
     )
+    define_encoding_flags(values)
     define_reading_flags(values)
     flags.mark_flag_as_required("images", values)

@@ -77,6 +77,15 @@ def test_what_is_written_says_that_these_are_scores(world, tmp_path, capsys):
     assert "mAP" in capsys.readouterr().out
 
 
+def test_the_backbone_computes_as_it_is_told(world, tmp_path):
+    given = arguments(world, rule="cosine", image_size=48, scores=tmp_path / "x.npz")
+    assert main(given) == 0
+    small = mlclip_jax.load_backbone("scenes-clip", image_size=(48, 48))
+    run = mlclip_jax.load_zero_shot(small, LABELS, rule="cosine", templates=TEMPLATE)
+    expected = run.predict(sorted((world / "images").iterdir()))
+    np.testing.assert_allclose(read_scores(tmp_path / "x.npz").scores, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_a_threshold_is_a_score(world, tmp_path):
     given = arguments(world, threshold=1.5, scores=tmp_path / "x.npz", output=tmp_path / "x.jsonl")
     assert main(given) == 0
@@ -95,7 +104,8 @@ def test_the_highest_and_of_equal_ones_the_first():
     [
         ({"method": None}, "give either --workdir=RUN, or --method=zero_shot, which needs no training"),
         ({"workdir": "runs/x"}, "give either --workdir=RUN, or --method=zero_shot"),
-        ({"method": None, "workdir": "runs/x"}, "--rule and --templates are of --method=zero_shot"),
+        ({"method": None, "workdir": "runs/x"}, "--templates is of --method=zero_shot: leave it out"),
+        ({"image_size": "big"}, "image_size 'big' is no size: write 448"),
         ({"method": "zero_shto"}, "no method 'zero_shto' without training (did you mean zero_shot?)"),
         (
             {"method": "fc"},
