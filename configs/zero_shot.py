@@ -13,6 +13,8 @@ Variants, which are the rules:
   standardised    cosines, standardised over the labels.
   cosine          cosines over the temperature, CLIP's own logits.
   softmax         log-probabilities of CLIP's softmax over the labels.
+  mean_scores, mean_ranks, highest_scores
+                  ridge by each template alone, and the mean of scores or of ranks, or the highest score.
   centred         ridge, of class embeddings less what a vocabulary of everyday nouns has in common.
   compound        cosines with names and with pairs of them, fused as in SPARC.
   local           cosines with the whole image and with its patches, as in TaI-DPT.
@@ -38,6 +40,9 @@ RULES = {
     "standardised": ("zero_shot", {"rule": "standardised"}),
     "cosine": ("zero_shot", {"rule": "cosine"}),
     "softmax": ("zero_shot", {"rule": "softmax"}),
+    "mean_scores": ("zero_shot_per_template", {"by": "scores"}),
+    "mean_ranks": ("zero_shot_per_template", {"by": "ranks"}),
+    "highest_scores": ("zero_shot_per_template", {"by": "maximum"}),
     "centred": ("zero_shot_centred", {}),
     "compound": ("zero_shot_compound", {}),
     "local": ("zero_shot_local", {}),

@@ -43,6 +43,7 @@ METHODS = {
     "mld": "mlclip_jax.adapters.mmm_mld.MLDAdapter",
     "ml_decoder": "mlclip_jax.adapters.ml_decoder.MLDecoder",
     "zero_shot": "mlclip_jax.zero_shot.classifier.ZeroShot",
+    "zero_shot_per_template": "mlclip_jax.zero_shot.per_template.PerTemplate",
     "zero_shot_centred": "mlclip_jax.zero_shot.centred.CentredRidge",
     "zero_shot_compound": "mlclip_jax.zero_shot.compound.CompoundPrompts",
     "zero_shot_local": "mlclip_jax.zero_shot.local.LocalZeroShot",

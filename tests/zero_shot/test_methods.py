@@ -158,6 +158,26 @@ def test_ridge_centred_on_a_vocabulary(tmp_path):
     np.testing.assert_allclose(own.scores, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("by", ["scores", "ranks", "maximum"])
+def test_templates_one_by_one(by):
+    """Here with two templates, written out."""
+    encode = random_encoder()
+    scores = [
+        np.asarray(standardise(cosine_scores(images(), encode([fill(template, [name]) for name in NAMES]))))
+        for template in TEMPLATES
+    ]
+    made_one = {
+        "scores": lambda a, b: (a + b) / 2,
+        "ranks": lambda a, b: (a.argsort(1).argsort(1) + b.argsort(1).argsort(1)) / 2 + 1,
+        "maximum": np.maximum,
+    }[by]
+    found = decide("zero_shot_per_template", by=by, rule="standardised")
+    np.testing.assert_allclose(found.scores, made_one(*scores), rtol=1e-5, atol=1e-5)
+    assert decide("zero_shot_per_template", labels=texts(1), rule="cosine").scores.shape == (5, 1)
+    with pytest.raises(InputError, match="there is one label"):
+        decide("zero_shot_per_template", labels=texts(1), by=by)
+
+
 def test_compound_prompts_of_every_pair():
     labels = texts(3)
     pairs = np.array([[0, 1], [0, 2], [1, 2]])
