@@ -25,10 +25,9 @@ from mlclip_jax.embeddings.store import Embeddings, read_embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.label_texts import label_texts
 from mlclip_jax.nnx_boundary import split_trainable
-from mlclip_jax.progress import progress_bar
 from mlclip_jax.provenance import Origin, count_known
 from mlclip_jax.run_folders import TRAINED_ON, read_random_buffers
-from mlclip_jax.scoring import score_images
+from mlclip_jax.scoring import gather_batches, score_images
 from mlclip_jax.texts.label_sets import check_label_names
 from mlclip_jax.training.checkpoints import Checkpoints, abstract
 from mlclip_jax.training.loop import is_finished
@@ -305,19 +304,11 @@ class Run:
         check_features(reads, reads, source.captions is not None)
         backbone, every = self.loaded_backbone(), range(len(source))
         batches = encode_source(backbone, source, every, skipped, features=reads, num_workers=num_workers)
-        kept, parts = [], []
-        with progress_bar(len(source), "labelling", "images") as bar:
-            for indices, features in batches:
-                there = indices >= 0
-                kept.append(indices[there])
-                # What scores all at once gets the features of all, in the end.
-                own = features if self.method.at_once else {"logits": self.score(Embeddings(features))}
-                parts.append({name: array[there] for name, array in own.items()})
-                bar.update(int(there.sum()))
-        together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if self.method.at_once:
-            return np.concatenate(kept), self.decide(Embeddings(together))
-        return np.concatenate(kept), self._decided(together["logits"])
+            kept, features = gather_batches(batches, dict, len(source))
+            return kept, self.decide(Embeddings(features))
+        kept, own = gather_batches(batches, lambda of: {"logits": self.score(Embeddings(of))}, len(source))
+        return kept, self._decided(own["logits"])
 
     def loaded_backbone(self) -> Backbone:
         """The backbone that it has; or that it was trained on, loaded when it is first asked for."""

@@ -2,16 +2,17 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int
 
 from mlclip_jax.distributed.sharding import gather_rows, own_rows
 from mlclip_jax.embeddings.rows import Rows
 from mlclip_jax.nnx_boundary import merge_module
+from mlclip_jax.progress import progress_bar
 
 SCORED = 4096, 1 << 28  # images that are scored at once, and bytes of their features, at most
 TOGETHER = 256  # of these, images that run through the method as one batch
@@ -52,3 +53,25 @@ def score_images(
         part = {name: np.asarray(feature[rows]) for name, feature in features.items()}
         scores.append(method_scores(graph, parameters, frozen, part))
     return gather_rows(np.concatenate(scores), number, TOGETHER)
+
+
+def gather_batches(
+    batches: Iterable[tuple[Int[np.ndarray, " B"], Mapping[str, np.ndarray]]],
+    make: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
+    number: int,
+) -> tuple[Int[np.ndarray, " N"], dict[str, np.ndarray]]:
+    """What is made of batches of features, one behind another, without the rows that are no images.
+
+    Args:
+      batches: indices of images, -1 where there is none, and their features; see `embed.encode_source`.
+      make: from the features of a batch to arrays with a row for each image.
+      number: of images, for the progress bar.
+    """
+    kept, parts = [], []
+    with progress_bar(number, "labelling", "images") as bar:
+        for indices, features in batches:
+            there = indices >= 0
+            kept.append(indices[there])
+            parts.append({name: array[there] for name, array in make(features).items()})
+            bar.update(int(there.sum()))
+    return np.concatenate(kept), {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
