@@ -2,7 +2,6 @@
 
 import functools
 import operator
-import os
 import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float32, Int, Int32, UInt8
-from PIL import Image
 
-from mlclip_jax.backbones.batching import padded_batches, run_ahead
+from mlclip_jax.backbones.batching import as_list, padded_batches, run_ahead
 from mlclip_jax.backbones.layouts import Layout
 from mlclip_jax.backbones.processing import ImageLike
 from mlclip_jax.backbones.tokenizer import Tokenizer
@@ -132,6 +130,10 @@ class Backbone:
             f"images of {height} x {width} ({self.resize}), SHA-256 {self.origin.sha256[:12]}"
         )
 
+    def module(self, parameters: Parameters) -> Any:
+        """The `nnx.Module` with these parameters, for what is beneath the functions below; see `dense.py`."""
+        return merge_module(self._graph, parameters)
+
     def image(
         self, parameters: Parameters, pixels: UInt8[Array | np.ndarray, "B H W 3"]
     ) -> tuple[Float32[Array, "B D"], Float32[Array, "B T width"]]:
@@ -221,7 +223,7 @@ class Backbone:
         Raises:
           InputError: an image cannot be read; it is named.
         """
-        images = _list(images, "images")
+        images = as_list(images, "images")
         width = self.grid_size[0] * self.grid_size[1]
         encoded = self._empty(len(images), width, local)
         for rows, outputs in self._encode(
@@ -274,7 +276,7 @@ class Backbone:
         Raises:
           InputError: a text is no string, or there is no text tower.
         """
-        texts = _list(texts, "texts")
+        texts = as_list(texts, "texts")
         ids, lengths = self._tokenise(texts)
         width = int(lengths.max(initial=0))
         encoded = self._empty(len(texts), width, local)
@@ -307,7 +309,7 @@ class Backbone:
         Raises:
           InputError: there are not as many texts as images, or the backbone does not encode both together.
         """
-        images, texts = _list(images, "images"), _list(texts, "texts")
+        images, texts = as_list(images, "images"), as_list(texts, "texts")
         if len(images) != len(texts):
             raise InputError(f"pairs need as many texts as images; got {len(texts)} and {len(images)}")
         if self.pair_width is None:
@@ -326,7 +328,7 @@ class Backbone:
         return features, logits
 
     def _call(self, name: str, parameters: Parameters, *inputs: Array | np.ndarray) -> Any:
-        module = merge_module(self._graph, parameters)
+        module = self.module(parameters)
         way_in = name.split(".")[0]  # of "text.encode", "text"
         if not hasattr(module, way_in):
             raise self._lacks(way_in)
@@ -412,9 +414,3 @@ class Backbone:
                 f"{self.origin.name} gives NaN or infinity for {len(bad)} of {len(inputs)} {unit}, "
                 f"the first {reprlib.repr(inputs[bad[0]])}; its weights or that input are damaged"
             )
-
-
-def _list(inputs: Iterable[Any], unit: str) -> list[Any]:
-    if isinstance(inputs, str | os.PathLike | Image.Image):
-        raise InputError(f"give a list of {unit}, not {reprlib.repr(inputs)} alone")
-    return list(inputs)
