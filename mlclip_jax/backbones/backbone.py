@@ -63,7 +63,8 @@ class Backbone:
       resize: "crop", "squash" or "squash and crop", how images come to that size.
       interpolation: "bicubic" or "bilinear", where it was chosen; else "".
       decode: "full" or "reduced", the scale at which JPEG files are decoded.
-      grid_size: (rows, columns) of an image's local features.
+      stride: pixels between two neighbours among an image's local features.
+      grid_size: (rows, columns) of these.
       context_length: the most tokens of a text, start and end included; None where there is no text tower.
       dtype: of the products, "float32" or "bfloat16".
       position_embeddings: which features of an image get them, where that can be chosen; else None.
@@ -95,7 +96,8 @@ class Backbone:
         self.image_size = layout.image_processor.output_size
         self.resize = layout.image_processor.resize
         self.decode = layout.image_processor.decode
-        self.grid_size = tuple(side // layout.stride for side in self.image_size)
+        self.stride = layout.stride
+        self.grid_size = tuple(side // self.stride for side in self.image_size)
         self.context_length = layout.tokenizer.context_length if layout.tokenizer else None
         self.dtype, self.position_embeddings = dtype, layout.position_embeddings
         self.interpolation = interpolation

@@ -17,6 +17,7 @@ from mlclip_jax.wording import counted
 from mlclip_jax.zero_shot.rules import l2_normalize
 
 BANK_SIZE = 512  # patches of each class; PIAA's
+BANK_SCALE = 60.0  # of cosines, in the softmax by which text chooses them; PIAA's
 
 
 class Bank(NamedTuple):
@@ -54,7 +55,7 @@ def empty_bank(num_classes: int, width: int, size: int = BANK_SIZE) -> Bank:
 def add_patches(
     bank: Bank,
     patches: Float[Array | np.ndarray, "M D"],
-    probabilities: Float[Array | np.ndarray, "M K"],
+    probabilities: Float[Array | np.ndarray, "M names"],
     there: Bool[Array | np.ndarray, " M"] | None = None,
 ) -> Bank:
     """The bank once it has seen more patches: each may enter for the class that is its most probable.
@@ -62,18 +63,20 @@ def add_patches(
     Args:
       bank: of before.
       patches: of some images.
-      probabilities: by text, of the classes and, as classes of their own, words for the background.
+      probabilities: by text, of the bank's classes, then perhaps of words for the background: a patch whose
+        most probable is such a word enters for no class.
       there: False for what pads a batch, and is left out.
     """
     probabilities = jnp.asarray(probabilities)
     entropy = -jnp.sum(probabilities * jnp.log(jnp.maximum(probabilities, 1e-10)), axis=1)
     confidence = -entropy if there is None else jnp.where(there, -entropy, -jnp.inf)
-    wins = jnp.argmax(probabilities, axis=1)[None] == jnp.arange(probabilities.shape[1])[:, None]
+    num_classes = len(bank.confidence)
+    wins = jnp.argmax(probabilities, axis=1)[None] == jnp.arange(num_classes)[:, None]
     own = jnp.where(wins, confidence[None], -jnp.inf)
     # Only as many of the new ones as the bank holds may enter; their vectors alone are copied.
     own, places = jax.lax.top_k(own, min(bank.confidence.shape[1], own.shape[1]))
     vectors = l2_normalize(patches)[places]
-    certain = jnp.take_along_axis(probabilities.T, places, axis=1)
+    certain = jnp.take_along_axis(probabilities.T[:num_classes], places, axis=1)
     every = jnp.concatenate([bank.confidence, own], axis=1)
     every, kept = jax.lax.top_k(every, bank.confidence.shape[1])
     held = jnp.concatenate([bank.patches, vectors], axis=1)
@@ -100,9 +103,9 @@ def fit_gaussians(
       bank: of unlabelled images.
       class_embeddings: of the bank's classes.
       purified: then it is fitted anew, on the patches of which it is itself surest: of each class, those
-        whose probability is the mean of the class's and one standard deviation or more. This is what its
-        scores are multiplied by for these probabilities: PIAA's 0.01 on COCO, 100 on VOC, 500 on NUS-WIDE.
-        None: it is fitted once.
+        whose probability is the mean of the class's and one standard deviation or more, and the surest. This
+        is what its scores are multiplied by for these probabilities: PIAA's 0.01 on COCO, 100 on VOC, 500 on
+        NUS-WIDE. None: it is fitted once.
 
     Raises:
       InputError: there are too few patches for a covariance.
@@ -166,6 +169,6 @@ def _surest(gaussians, patches, there, scale):
     mean = jnp.sum(jnp.where(belongs, certain[None], 0), axis=1) / jnp.maximum(number, 1)
     apart = jnp.where(belongs, certain[None] - mean[:, None], 0)
     deviation = jnp.sqrt(jnp.sum(apart**2, axis=1) / jnp.maximum(number - 1, 1))
-    # Where all are as sure to the last digit, as at a large scale, none may stand out: all stay.
-    least = mean + deviation - 1e-6
-    return own, certain, there & (certain >= least[own])
+    # The surest always stays: at a large scale all are near 1, and none lies a deviation above the mean.
+    most = jnp.max(jnp.where(belongs, certain[None], 0), axis=1)
+    return own, certain, there & (certain >= jnp.minimum(mean + deviation, most)[own] - 1e-6)

@@ -48,6 +48,24 @@ def test_what_pads_a_batch_is_no_patch():
     np.testing.assert_array_equal(bank.confidence, alone.confidence)
 
 
+def test_patches_of_the_background_enter_for_no_class():
+    patches, probabilities, _ = clustered()
+    with_word = np.concatenate([0.5 * probabilities, np.full((200, 1), 0.5, np.float32)], axis=1)
+    with_word[5:, 3] = 0.49 * probabilities[5:].max(1)
+    bank = add_patches(empty_bank(3, 6, size=300), patches, with_word)
+    assert (bank.confidence > -jnp.inf).sum() == (with_word.argmax(1) < 3).sum() == 195
+
+
+def test_at_a_large_scale_each_class_keeps_its_surest_patches():
+    """All are near probability 1, so none lies a deviation above the mean."""
+    patches, probabilities, _ = clustered()
+    bank = add_patches(empty_bank(3, 6, size=30), patches, probabilities)
+    for scale in (100.0, 1e4):
+        fitted = fit_gaussians(bank, np.eye(3, 6, dtype=np.float32), purified=scale)
+        assert (fitted.counts > 0).all()
+        assert np.isfinite(fitted.weights).all()
+
+
 def by_formula(patches, own, weights, text):
     """The classifier as the paper states it, in double precision."""
     patches, number, width = patches.astype(np.float64), len(patches), patches.shape[1]
