@@ -1,7 +1,6 @@
 """Zero-shot scores by the patches of images: the steps of `zero_shot/patches.py` on a backbone and images."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
@@ -29,6 +28,7 @@ from mlclip_jax.texts.vocabulary import background_words
 from mlclip_jax.zero_shot.gaussian import (
     BANK_SCALE,
     BANK_SIZE,
+    Bank,
     Gaussians,
     add_patches,
     empty_bank,
@@ -174,20 +174,12 @@ def score_patches(
         bank = images if unlabelled is None else unlabelled
         gaussians = learn_gaussians(backbone, bank, classes, background, settings)
 
-    @jax.jit
-    def score_batch(parameters, pixels):
-        dense = dense_features(backbone, parameters, pixels, settings.attention, maps=settings.refine)
-        if gaussians is None:
-            probabilities = patch_probabilities(dense.local, classes, background, settings.scale)
-        else:
-            probabilities = gaussian_probabilities(gaussians, dense.local, settings.temperature)
-        if dense.maps is not None:
-            grid = tuple(side // backbone.stride for side in pixels.shape[1:3])
-            probabilities = refined(probabilities, attention_affinity(dense.maps), grid)
-        return pooled(probabilities), cosine_scores(dense.embeddings, classes)
-
     highest, cosines = (np.empty((len(images), len(classes)), np.float32) for _ in range(2))
-    score = functools.partial(score_batch, backbone.parameters)
+    program, known = _scoring(backbone, settings), (classes, background, gaussians)
+
+    def score(pixels):
+        return program(backbone.parameters, pixels, *known)
+
     inputs = ((rows, (pixels,)) for rows, pixels in batches(backbone, images, settings))
     with progress_bar(len(images), "scoring patches", "images") as bar:
         for rows, (own_highest, own_cosines) in run_ahead(score, _mesh(), inputs):
@@ -221,23 +213,16 @@ def learn_gaussians(
     """
     classes = jnp.asarray(classes)
     names = classes if background is None else jnp.concatenate([classes, jnp.asarray(background)])
-    bank, mesh = empty_bank(len(classes), backbone.embedding_width, BANK_SIZE), _mesh()
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def collect(bank, parameters, pixels, there):
-        local = dense_features(backbone, parameters, pixels, settings.attention).local
-        probabilities = patch_probabilities(local, names, scale=BANK_SCALE)
-        there = jnp.repeat(there, local.shape[1])
-        return add_patches(
-            bank, local.reshape(-1, local.shape[-1]), probabilities.reshape(-1, len(names)), there
-        )
+    collect, mesh = _collecting(backbone, settings.attention), _mesh()
+    bank = empty_bank(len(classes), backbone.embedding_width, BANK_SIZE)
 
     if not isinstance(images, Source):
         images = as_list(images, "unlabelled images")
     with progress_bar(len(images), "collecting patches", "images") as bar:
         for rows, pixels in batches(backbone, images, settings):
             there = np.arange(len(pixels)) < len(rows)
-            bank = collect(bank, backbone.parameters, *jax.device_put((pixels, there), split_rows(mesh)))
+            inputs = jax.device_put((pixels, there), split_rows(mesh))
+            bank = collect(bank, backbone.parameters, *inputs, names)
             bar.update(len(rows))
     return fit_gaussians(bank, classes, purified=settings.purified or None)
 
@@ -315,6 +300,42 @@ def batches(
                     yield full(pixels.shape)
     for shape in list(waiting):
         yield full(shape)
+
+
+def _scoring(backbone: Backbone, settings: PatchSettings) -> Callable[..., tuple[Array, Array]]:
+    """The program of a batch, compiled once for what is static: its highest patches, and global cosines."""
+    own = form, refine, scale, temperature = (
+        settings.attention,
+        settings.refine,
+        settings.scale,
+        settings.temperature,
+    )
+
+    def score(parameters, pixels, classes, background, gaussians):
+        dense = dense_features(backbone, parameters, pixels, form, maps=refine)
+        if gaussians is None:
+            probabilities = patch_probabilities(dense.local, classes, background, scale)
+        else:
+            probabilities = gaussian_probabilities(gaussians, dense.local, temperature)
+        if dense.maps is not None:
+            grid = tuple(side // backbone.stride for side in pixels.shape[1:3])
+            probabilities = refined(probabilities, attention_affinity(dense.maps), grid)
+        return pooled(probabilities), cosine_scores(dense.embeddings, classes)
+
+    return backbone.compiled.setdefault(("score patches", *own), jax.jit(score))
+
+
+def _collecting(backbone: Backbone, form: str) -> Callable[..., Bank]:
+    """The program that adds a batch to a bank; what pads it is not `there`."""
+
+    def collect(bank, parameters, pixels, there, names):
+        local = dense_features(backbone, parameters, pixels, form).local
+        probabilities = patch_probabilities(local, names, scale=BANK_SCALE)
+        there = jnp.repeat(there, local.shape[1])
+        patches = local.reshape(-1, local.shape[-1])
+        return add_patches(bank, patches, probabilities.reshape(len(patches), -1), there)
+
+    return backbone.compiled.setdefault(("collect patches", form), jax.jit(collect, donate_argnums=0))
 
 
 def _reader(images: Source | list[ImageLike]) -> Callable[[int], ImageLike]:

@@ -71,6 +71,7 @@ class Backbone:
       origin: an `Origin`, whose name, revision and hash identify the weights.
       image_origin: the same with how images are seen and computed: of an image's embedding.
       parameters: nested dict of the weights, on the devices.
+      compiled: the programs that were compiled for it, by what they compute.
       image_processor: the `ImageProcessor`.
       tokenizer: the `Tokenizer`; None where there is no text tower.
     """
@@ -109,7 +110,7 @@ class Backbone:
             places = jax.tree.map(functools.partial(split_widest, self._mesh), parameters)
         self.parameters = jax.device_put(parameters, places)
         self._graph = graph
-        self._compiled = {}
+        self.compiled = {}
 
     @property
     def image_origin(self) -> Origin:
@@ -342,14 +343,14 @@ class Backbone:
         return InputError(f"{self.origin.name} ({self.title}) {MISSING[name]}")
 
     def _compile(self, name: str, local: bool) -> Callable[..., Any]:
-        if (name, local) not in self._compiled:
+        if (name, local) not in self.compiled:
 
             def encode(parameters, *inputs):
                 outputs = getattr(self, name)(parameters, *inputs)
                 return outputs if local else outputs[:1]
 
-            self._compiled[name, local] = jax.jit(encode, out_shardings=split_rows(self._mesh))
-        return self._compiled[name, local]
+            self.compiled[name, local] = jax.jit(encode, out_shardings=split_rows(self._mesh))
+        return self.compiled[name, local]
 
     def _encode(
         self,
