@@ -163,14 +163,20 @@ def score_patches(
     settings: PatchSettings,
     *,
     unlabelled: Images | None = None,
+    gaussians: Gaussians | None = None,
 ) -> Float32[np.ndarray, "N K"]:
-    """The same by embeddings of the labels and, where `settings.background`, of words for the background."""
+    """The same by embeddings of the labels and, where `settings.background`, of words for the background.
+
+    Args:
+      gaussians: of `learn_gaussians`, where they are known already.
+    """
     if not isinstance(images, Source):
         images = as_list(images, "images")
     classes, background = jnp.asarray(classes), background if settings.background else None
     background = None if background is None else jnp.asarray(background)
-    gaussians = None
-    if settings.gaussian:
+    if not settings.gaussian:
+        gaussians = None
+    elif gaussians is None:
         bank = images if unlabelled is None else unlabelled
         gaussians = learn_gaussians(backbone, bank, classes, background, settings)
 
@@ -206,12 +212,13 @@ def learn_gaussians(
 ) -> Gaussians:
     """The Gaussian classifier of patches that unlabelled images teach.
 
-    Patches that resemble a word for the background most, where such are given, teach no class.
+    Patches that resemble a word for the background most, where `settings.background`, teach no class.
 
     Raises:
       InputError: an image cannot be read, or there are too few.
     """
     classes = jnp.asarray(classes)
+    background = background if settings.background else None
     names = classes if background is None else jnp.concatenate([classes, jnp.asarray(background)])
     collect, mesh = _collecting(backbone, settings.attention), _mesh()
     bank = empty_bank(len(classes), backbone.embedding_width, BANK_SIZE)

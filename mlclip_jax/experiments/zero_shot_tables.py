@@ -32,7 +32,7 @@ from mlclip_jax.experiments.zero_shot_published import (
 from mlclip_jax.files import make_folder, write_rows, write_text
 from mlclip_jax.metrics import PROTOCOLS
 from mlclip_jax.options import nearest, read_options, split_options
-from mlclip_jax.patches import PatchSettings, name_vectors, score_patches
+from mlclip_jax.patches import PatchSettings, learn_gaussians, name_vectors, score_patches
 from mlclip_jax.progress import note
 from mlclip_jax.report import markdown_table
 from mlclip_jax.runs import EMBEDDED
@@ -40,6 +40,7 @@ from mlclip_jax.scores import Scores, write_scores
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, describe_templates, record_templates
 from mlclip_jax.texts.vocabulary import background_words
 from mlclip_jax.zero_shot import cosine_scores, in_blocks, ridge_scores, standardise
+from mlclip_jax.zero_shot.gaussian import Gaussians
 
 SCENES_DATA = "scenes"
 VIT_B_16 = "timm/vit_base_patch16_clip_224.openai"
@@ -162,10 +163,14 @@ def score_steps(
         COSINE: in_blocks(lambda block: cosine_scores(block, classes), whole, len(classes)),
         RIDGE: in_blocks(lambda block: standardise(ridge_scores(block, classes)), whole, len(classes)),
     }
+    taught: dict[PatchSettings, Gaussians] = {}  # for steps that differ in what comes after it
     for key, own in by_patches.items():
         if own is not None:
             note(f"scoring: {_title(key, by_patches)}")
-            scores[key] = score_patches(backbone, source, classes, words, own, unlabelled=unlabelled)
+            if own.gaussian and _learnt_by(own) not in taught:
+                taught[_learnt_by(own)] = learn_gaussians(backbone, unlabelled, classes, words, own)
+            known = taught[_learnt_by(own)] if own.gaussian else None
+            scores[key] = score_patches(backbone, source, classes, words, own, gaussians=known)
     return scores
 
 
@@ -192,6 +197,11 @@ def patch_settings(key: str, settings: Mapping[str, Any]) -> PatchSettings | Non
 def _title(key: str, by_patches: Mapping[str, PatchSettings | None]) -> str:
     own = by_patches.get(key)
     return STEPS[key].title + ", native aspect ratio" * bool(own and own.short_side)
+
+
+def _learnt_by(own: PatchSettings) -> PatchSettings:
+    """The settings, but for what does not enter the Gaussian classifier."""
+    return dataclasses.replace(own, global_weight=0.0, crops=0, refine=False)
 
 
 def _open(benchmark: Benchmark, spec: str) -> Source:
