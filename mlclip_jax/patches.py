@@ -60,7 +60,8 @@ class PatchSettings:
         they come to the backbone's own size as its checkpoint has it.
       templates: that names are put into, see `texts.templates.read_templates`.
       scale: what cosines of patches are multiplied by before their softmax.
-      purified, temperature: of the Gaussian classifier.
+      purified, temperature: of the Gaussian classifier, see `zero_shot.fit_gaussians`; `purified=0`: it is
+        fitted once.
       patch_scale, global_scale: see `zero_shot.merged`. `patch_scale` is for the nearly flat probabilities of
         the Gaussian classifier, and changes nothing without it.
       batch_size: images at once, over all devices. Refinement holds the attention maps of all layers: in

@@ -235,5 +235,8 @@ def _protocol(benchmark, backbone, source, unlabelled, settings):
     ]
     if benchmark is SCENES:
         return [*lines, "Nothing is published of the built-in world."]
-    published = "Published figures are by CLIP ViT-B/16, each with the steps and the protocol of its source."
+    published = (
+        "Published figures are by CLIP ViT-B/16, each with the steps, prompts and protocol of its source: "
+        "PIAA's prompt is 'a photo of a {}'."
+    )
     return [*lines, " ".join(filter(None, [published, benchmark.remark]))]

@@ -238,3 +238,9 @@ def test_a_tower_of_two_layers_has_all_forms(tmp_path):
         local = np.asarray(compiled(shallow, form)(pixels).local)
         assert local.shape == (2, 9, 20)
         assert np.isfinite(local).all()
+
+
+def test_products_in_bfloat16_are_near(backbone, pixels, tmp_path):
+    half = mlclip_jax.load_backbone(write_clip(tmp_path, DEEP), dtype="bfloat16")
+    ours, exact = (np.asarray(compiled(each, "sc_clip")(pixels).local) for each in (half, backbone))
+    assert 0 < np.linalg.norm(ours - exact) < 0.1 * np.linalg.norm(exact)
