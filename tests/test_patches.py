@@ -154,6 +154,12 @@ def test_gaussians_are_taught_by_unlabelled_images(backbone, images, classes):
     np.testing.assert_allclose(
         score_patches(backbone, images, classes, None, again, unlabelled=unlabelled), scores, atol=1e-5
     )
+    # Words for the background teach where they are switched on alone.
+    words = name_vectors(backbone, ["sky", "wall"], TEMPLATE)
+    for background in (False, True):
+        own = dataclasses.replace(settings, background=background)
+        taught = learn_gaussians(backbone, unlabelled, classes, words, own)
+        assert (taught.counts.tolist() != gaussians.counts.tolist()) == background
     # The bank is another where the images to score are their own.
     alone = score_patches(backbone, images, classes, None, settings)
     assert np.abs(alone - scores).max() > 1e-6

@@ -9,11 +9,11 @@ from mlclip_jax.zero_shot import add_patches, empty_bank, fit_gaussians, gaussia
 from mlclip_jax.zero_shot.gaussian import Gaussians
 
 
-def clustered(seed=0, number=200, width=6, num_classes=3):
+def clustered(seed=0, number=200, width=6, num_classes=3, noise=0.4):
     """Unit patches around the first axes, their probabilities, and classes at these axes, text elsewhere."""
     random = np.random.default_rng(seed)
     own = random.integers(0, num_classes, number)
-    vectors = 2 * np.eye(num_classes, width)[own] + random.normal(0, 0.4, (number, width))
+    vectors = 2 * np.eye(num_classes, width)[own] + random.normal(0, noise, (number, width))
     patches = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     logits = 4 * patches[:, :num_classes] + random.normal(0, 0.1, (number, num_classes))
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -57,10 +57,10 @@ def test_patches_of_the_background_enter_for_no_class():
 
 
 def test_at_a_large_scale_each_class_keeps_its_surest_patches():
-    """All are near probability 1, so none lies a deviation above the mean."""
-    patches, probabilities, _ = clustered()
-    bank = add_patches(empty_bank(3, 6, size=30), patches, probabilities)
-    for scale in (100.0, 1e4):
+    """Most are near probability 1 and a few are not, so none lies a deviation above the mean."""
+    patches, probabilities, _ = clustered(noise=1.0)
+    bank = add_patches(empty_bank(3, 6, size=100), patches, probabilities)
+    for scale in (1.0, 10.0, 100.0, 1e4):
         fitted = fit_gaussians(bank, np.eye(3, 6, dtype=np.float32), purified=scale)
         assert (fitted.counts > 0).all()
         assert np.isfinite(fitted.weights).all()
