@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from mlclip_jax.backbones.processing import ImageLike, ImageProcessor, Size
 
 # Of the longer side to the shorter: squares, and what most photographs have. What lies between is squashed by
-# 15% at most; what is longer than 2 to 1 becomes that.
+# a sixth at most, sides being multiples of a patch; what is longer than 2 to 1 becomes that.
 RATIOS = (1.0, 4 / 3, 3 / 2, 2.0)
 
 
