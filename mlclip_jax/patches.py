@@ -360,7 +360,7 @@ def _reader(images: Source | list[ImageLike]) -> Callable[[int], ImageLike]:
     return read
 
 
-def _crops(whole: UInt8[np.ndarray, "H W 3"], crops: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+def _crops(whole: UInt8[np.ndarray, "H W 3"], crops: int) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
     edges = [np.linspace(0, side, crops + 2).round().astype(int) for side in whole.shape[:2]]
     for row in range(crops):
         for column in range(crops):

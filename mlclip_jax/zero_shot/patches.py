@@ -159,7 +159,9 @@ def merged(
     return global_weight * whole + (1 - global_weight) * patches
 
 
-def _highest_around(values: Int32[Array, "4 N R C K"], least: int) -> Int32[Array, "4 N R C K"]:
+def _highest_around(
+    values: Int32[Array, "4 N rows columns K"], least: int
+) -> Int32[Array, "4 N rows columns K"]:
     """The highest of each place and its eight neighbours, by rows and then by columns."""
     for axis in (2, 3):
         around = [(0, 0)] * values.ndim
