@@ -39,7 +39,7 @@ COMMANDS = {
     "data describe": ("mlclip_jax.commands.describe", "say what a dataset holds, and draw some of it"),
     "scenes": ("mlclip_jax.commands.scenes", "write images of the built-in world, with labels and captions"),
     "generate": ("mlclip_jax.commands.generate", "write texts to train on, with labels"),
-    "reproduce": ("mlclip_jax.commands.reproduce", "TaI-Adapter's tables and figures, published beside ours"),
+    "reproduce": ("mlclip_jax.commands.reproduce", "papers' tables and figures, published beside ours"),
     "few_shot": (
         "mlclip_jax.commands.few_shot",
         "image adapters on few and on many images of the built-in world",

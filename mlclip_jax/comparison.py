@@ -76,6 +76,36 @@ def compare(
     return rows
 
 
+def compare_steps(
+    methods: Mapping[str, Known],
+    over: Mapping[str, str],
+    labels: Int8[np.ndarray, "N K"],
+    *,
+    num_samples: int = 1000,
+    protocol: str = "ap",
+) -> dict[str, tuple[float, list[float] | None]]:
+    """What each method gains over the one that it builds on, on the same images.
+
+    Args:
+      methods: scores (N, K) by name, ranked as they come.
+      over: which of them each builds on; one that is not there builds on none.
+      labels: int8 (N, K) in {1, 0, -1}.
+      num_samples: resamples of the paired bootstrap.
+      protocol: of average precision, a key of `metrics.PROTOCOLS`.
+
+    Returns:
+      By name, mAP in percent, and the gain as [difference, lower, upper] bounds of the 95% interval, or None.
+    """
+    with progress_bar(len(methods), "bootstrap", "scores") as bar:
+        measured = {
+            name: _measure([scores], labels, num_samples, protocol, bar) for name, scores in methods.items()
+        }
+    return {
+        name: (float(figures.mean()), _difference(measured, name, over[name]) if name in over else None)
+        for name, (figures, _) in measured.items()
+    }
+
+
 def describe_comparison(described: Mapping[str, str], compared: Sequence[Mapping]) -> str:
     """What figures mean, a dict, in lines, and below it the rows of `compare` as a Markdown table."""
     lines = [f"{name:<12}{value}" for name, value in described.items()]
@@ -85,8 +115,8 @@ def describe_comparison(described: Mapping[str, str], compared: Sequence[Mapping
     for row in compared:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.1f}"
         cells = [row["method"], row["scoring"], str(row["seeds"]), f"{row['mAP']:.1f}{spread}"]
-        cells += [describe_interval(row["over_cosine"])] * beside_cosine + [
-            describe_interval(row["over_first"])
+        cells += [describe_gain(row["over_cosine"])] * beside_cosine + [
+            describe_gain(row["over_first"])
         ] * several
         rows.append(cells)
     return "\n".join([*lines, "", markdown_table(header, rows)])
@@ -121,6 +151,6 @@ def _bounds(figure, resampled):
     return 2 * figure - float(upper), 2 * figure - float(lower)
 
 
-def describe_interval(difference: Sequence[float] | None) -> str:
-    """A difference and its bounds, such as `+1.2 [+0.3, +2.0]`; of None, nothing."""
+def describe_gain(difference: Sequence[float] | None) -> str:
+    """A difference and the bounds of its interval, `+1.2 [+0.3, +2.1]`; nothing of None."""
     return "" if difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference)

@@ -2,7 +2,6 @@
 
 import functools
 import operator
-import os
 import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float32, Int, Int32, UInt8
-from PIL import Image
 
-from mlclip_jax.backbones.batching import padded_batches, run_ahead
+from mlclip_jax.backbones.batching import as_list, padded_batches, run_ahead
 from mlclip_jax.backbones.layouts import Layout
 from mlclip_jax.backbones.processing import ImageLike
 from mlclip_jax.backbones.tokenizer import Tokenizer
@@ -65,13 +63,15 @@ class Backbone:
       resize: "crop", "squash" or "squash and crop", how images come to that size.
       interpolation: "bicubic" or "bilinear", where it was chosen; else "".
       decode: "full" or "reduced", the scale at which JPEG files are decoded.
-      grid_size: (rows, columns) of an image's local features.
+      stride: pixels between two neighbours among an image's local features.
+      grid_size: (rows, columns) of these.
       context_length: the most tokens of a text, start and end included; None where there is no text tower.
       dtype: of the products, "float32" or "bfloat16".
       position_embeddings: which features of an image get them, where that can be chosen; else None.
       origin: an `Origin`, whose name, revision and hash identify the weights.
       image_origin: the same with how images are seen and computed: of an image's embedding.
       parameters: nested dict of the weights, on the devices.
+      compiled: the programs that were compiled for it, by what they compute.
       image_processor: the `ImageProcessor`.
       tokenizer: the `Tokenizer`; None where there is no text tower.
     """
@@ -97,7 +97,8 @@ class Backbone:
         self.image_size = layout.image_processor.output_size
         self.resize = layout.image_processor.resize
         self.decode = layout.image_processor.decode
-        self.grid_size = tuple(side // layout.stride for side in self.image_size)
+        self.stride = layout.stride
+        self.grid_size = tuple(side // self.stride for side in self.image_size)
         self.context_length = layout.tokenizer.context_length if layout.tokenizer else None
         self.dtype, self.position_embeddings = dtype, layout.position_embeddings
         self.interpolation = interpolation
@@ -109,7 +110,7 @@ class Backbone:
             places = jax.tree.map(functools.partial(split_widest, self._mesh), parameters)
         self.parameters = jax.device_put(parameters, places)
         self._graph = graph
-        self._compiled = {}
+        self.compiled = {}
 
     @property
     def image_origin(self) -> Origin:
@@ -131,6 +132,10 @@ class Backbone:
             f"{self.origin.name}: {self.title}, {number} parameters, {self.dtype}, "
             f"images of {height} x {width} ({self.resize}), SHA-256 {self.origin.sha256[:12]}"
         )
+
+    def module(self, parameters: Parameters) -> Any:
+        """The `nnx.Module` with these parameters, for what is beneath the functions below; see `dense.py`."""
+        return merge_module(self._graph, parameters)
 
     def image(
         self, parameters: Parameters, pixels: UInt8[Array | np.ndarray, "B H W 3"]
@@ -221,7 +226,7 @@ class Backbone:
         Raises:
           InputError: an image cannot be read; it is named.
         """
-        images = _list(images, "images")
+        images = as_list(images, "images")
         width = self.grid_size[0] * self.grid_size[1]
         encoded = self._empty(len(images), width, local)
         for rows, outputs in self._encode(
@@ -274,7 +279,7 @@ class Backbone:
         Raises:
           InputError: a text is no string, or there is no text tower.
         """
-        texts = _list(texts, "texts")
+        texts = as_list(texts, "texts")
         ids, lengths = self._tokenise(texts)
         width = int(lengths.max(initial=0))
         encoded = self._empty(len(texts), width, local)
@@ -307,7 +312,7 @@ class Backbone:
         Raises:
           InputError: there are not as many texts as images, or the backbone does not encode both together.
         """
-        images, texts = _list(images, "images"), _list(texts, "texts")
+        images, texts = as_list(images, "images"), as_list(texts, "texts")
         if len(images) != len(texts):
             raise InputError(f"pairs need as many texts as images; got {len(texts)} and {len(images)}")
         if self.pair_width is None:
@@ -326,7 +331,7 @@ class Backbone:
         return features, logits
 
     def _call(self, name: str, parameters: Parameters, *inputs: Array | np.ndarray) -> Any:
-        module = merge_module(self._graph, parameters)
+        module = self.module(parameters)
         way_in = name.split(".")[0]  # of "text.encode", "text"
         if not hasattr(module, way_in):
             raise self._lacks(way_in)
@@ -338,14 +343,14 @@ class Backbone:
         return InputError(f"{self.origin.name} ({self.title}) {MISSING[name]}")
 
     def _compile(self, name: str, local: bool) -> Callable[..., Any]:
-        if (name, local) not in self._compiled:
+        if (name, local) not in self.compiled:
 
             def encode(parameters, *inputs):
                 outputs = getattr(self, name)(parameters, *inputs)
                 return outputs if local else outputs[:1]
 
-            self._compiled[name, local] = jax.jit(encode, out_shardings=split_rows(self._mesh))
-        return self._compiled[name, local]
+            self.compiled[name, local] = jax.jit(encode, out_shardings=split_rows(self._mesh))
+        return self.compiled[name, local]
 
     def _encode(
         self,
@@ -412,9 +417,3 @@ class Backbone:
                 f"{self.origin.name} gives NaN or infinity for {len(bad)} of {len(inputs)} {unit}, "
                 f"the first {reprlib.repr(inputs[bad[0]])}; its weights or that input are damaged"
             )
-
-
-def _list(inputs: Iterable[Any], unit: str) -> list[Any]:
-    if isinstance(inputs, str | os.PathLike | Image.Image):
-        raise InputError(f"give a list of {unit}, not {reprlib.repr(inputs)} alone")
-    return list(inputs)

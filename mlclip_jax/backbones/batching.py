@@ -1,5 +1,7 @@
 """Inputs in batches through a compiled function: one is computed while the next is prepared."""
 
+import os
+import reprlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -7,8 +9,21 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
 from mlclip_jax.distributed.sharding import split_rows
+from mlclip_jax.errors import InputError
+
+
+def as_list(inputs: Iterable[Any], unit: str) -> list[Any]:
+    """Images or texts as a list.
+
+    Raises:
+      InputError: it is one alone, whose letters or pixels would be taken for several.
+    """
+    if isinstance(inputs, str | os.PathLike | Image.Image):
+        raise InputError(f"give a list of {unit}, not {reprlib.repr(inputs)} alone")
+    return list(inputs)
 
 
 def padded_batches(

@@ -83,13 +83,14 @@ class ImageTower(nnx.Module):
           Both un-normalised.
         """
         tokens = self._tokens(pixels)
-        return self._project(tokens[:, 0]), self._project(tokens[:, 1:])
+        return self.project(tokens[:, 0]), self.project(tokens[:, 1:])
 
     def pooled(self, pixels: Float[Array | np.ndarray, "B H W 3"]) -> Float32[Array, "B width"]:
         """The normalised class token before the projection."""
         return self.post_norm(self._tokens(pixels)[:, 0])
 
-    def _project(self, tokens: Array) -> Array:
+    def project(self, tokens: Float[Array, "*batch width"]) -> Float32[Array, "*batch D"]:
+        """Tokens behind the last layer, normalised and projected into the joint space."""
         return self.projection(self.post_norm(tokens)).astype(jnp.float32)
 
     def _tokens(self, pixels: Array | np.ndarray) -> Array:

@@ -1,18 +1,42 @@
-"""TaI-Adapter's tables and figures, the published figures beside ours: `mlclip reproduce NAME`."""
+"""Tables and figures of papers, the published figures beside ours: `mlclip reproduce NAME`."""
+
+import importlib
 
 from absl import flags
 
 from mlclip_jax.commands.flags import define_experiment
+from mlclip_jax.errors import InputError
+from mlclip_jax.options import nearest
 
 POSITIONAL = "name"
+TAI, ZERO_SHOT = "mlclip_jax.experiments.tai_adapter", "mlclip_jax.experiments.zero_shot_tables"
+# What can be reproduced, and the module whose `reproduce` does it, which is imported when it is asked for.
+EXPERIMENTS = {
+    "tai_table1": TAI,
+    "tai_table2": TAI,
+    "tai_table3": TAI,
+    "tai_fig5a": TAI,
+    "tai_fig5b": TAI,
+    "tai_fig5c": TAI,
+    "tai_fig6a": TAI,
+    "tai_fig6b": TAI,
+    "tai_fig6c": TAI,
+    "tai_fig7": TAI,
+    "tai_fig10": TAI,
+    "zero_shot_voc2007": ZERO_SHOT,
+    "zero_shot_coco2014": ZERO_SHOT,
+    "zero_shot_nus_wide": ZERO_SHOT,
+}
 
 
 def main(values: flags.FlagValues) -> None:
     """mlclip reproduce NAME --data=FOLDER --workdir=FOLDER [--seeds=1] [--set=KEY=VALUE ...]"""
-    from mlclip_jax.experiments.tai_adapter import reproduce
-
-    reproduce(
-        values.name or "",
+    name = values.name or ""
+    if name not in EXPERIMENTS:
+        known = ", ".join(EXPERIMENTS)
+        raise InputError(f"no table or figure {name!r}{nearest(name, EXPERIMENTS)}; there are {known}")
+    importlib.import_module(EXPERIMENTS[name]).reproduce(
+        name,
         values.data,
         values.workdir,
         values.seeds,
@@ -30,7 +54,8 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "what to reproduce: tai_table1 (partial labels), tai_table2 (zero-shot), tai_table3 (few-shot), "
         "tai_fig5a (numbers of texts), tai_fig5b (sources of texts), tai_fig5c (language models), "
         "tai_fig6a (radius and sampling), tai_fig6b (few-shot), tai_fig6c (partial labels), "
-        "tai_fig7 and tai_fig10 (centroids, by t-SNE)",
+        "tai_fig7 and tai_fig10 (centroids, by t-SNE); zero_shot_voc2007, zero_shot_coco2014, "
+        "zero_shot_nus_wide (classification by patches, without training)",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -42,7 +67,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
     flags.DEFINE_list(
         "datasets",
         None,
-        "which of the paper's (voc2007,coco2014,nus_wide); by default all",
+        "of tai_ tables, which of the paper's (voc2007,coco2014,nus_wide); by default all",
         flag_values=values,
     )
     flags.DEFINE_list(

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mlclip_jax import methods, recipes
 from mlclip_jax.backbones import load_backbone_of
-from mlclip_jax.comparison import compare, describe_interval
+from mlclip_jax.comparison import compare, describe_gain
 from mlclip_jax.distributed.processes import is_first
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import Embeddings, read_embeddings
@@ -108,7 +108,7 @@ def describe_rules(described: dict[str, str], rows: Sequence[dict]) -> str:
             row["rule"],
             row["uses"],
             f"{row['mAP']:.1f} [{row['lower']:.1f}, {row['upper']:.1f}]",
-            describe_interval(row["over_cosine"]),
+            describe_gain(row["over_cosine"]),
             _number(row["published_mAP"], 1),
             _number(row["ms_an_image"], 3),
         ]

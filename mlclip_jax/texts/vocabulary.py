@@ -2,9 +2,9 @@
 
 import functools
 import importlib.resources
+from collections.abc import Sequence
 
 
-@functools.cache
 def everyday_nouns() -> tuple[str, ...]:
     """2,225 nouns for concrete things, in alphabetical order; `data/README.md` says how they were chosen.
 
@@ -16,5 +16,24 @@ def everyday_nouns() -> tuple[str, ...]:
       >>> classes = embed_names(backbone, label_names, "imagenet")
       >>> scores = cosine_scores(images, centred(classes.vectors, mean_direction(vocabulary.vectors)))
     """
-    file = importlib.resources.files("mlclip_jax.texts") / "data/vocabulary.txt"
+    return _shipped("vocabulary.txt")
+
+
+def background_words(label_names: Sequence[str] = ()) -> tuple[str, ...]:
+    """45 words for what lies around objects, such as ground, wall and sky, but for those that are labels.
+
+    In a softmax over labels, patches of the background give their probability to these, see
+    `zero_shot.patch_probabilities`. TagCLIP (AAAI 2024) has 25 of the kind; this list is our own.
+
+    Args:
+      label_names: of which a word is left out in singular and plural: NUS-WIDE's labels "clouds" and "water"
+        leave out "cloud" and "water".
+    """
+    labels = {name.replace("_", " ").strip().lower() for name in label_names}
+    return tuple(word for word in _shipped("background_words.txt") if not {word, f"{word}s"} & labels)
+
+
+@functools.cache
+def _shipped(name):
+    file = importlib.resources.files("mlclip_jax.texts") / "data" / name
     return tuple(file.read_text(encoding="utf-8").splitlines())
