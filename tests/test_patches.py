@@ -26,9 +26,11 @@ from mlclip_jax.patches import (
 )
 from mlclip_jax.texts.vocabulary import background_words
 from mlclip_jax.zero_shot import (
+    add_patches,
     attention_affinity,
     cosine_scores,
     crop_scores,
+    empty_bank,
     gaussian_probabilities,
     merged,
     patch_probabilities,
@@ -163,6 +165,19 @@ def test_gaussians_are_taught_by_unlabelled_images(backbone, images, classes):
     # The bank is another where the images to score are their own.
     alone = score_patches(backbone, images, classes, None, settings)
     assert np.abs(alone - scores).max() > 1e-6
+
+
+def test_the_steps_are_programs_for_accelerators(backbone, classes):
+    def step(parameters, pixels, bank):
+        dense = dense_features(backbone, parameters, pixels, "sc_clip", maps=True)
+        probabilities = patch_probabilities(dense.local, classes)
+        scores = pooled(refined(probabilities, attention_affinity(dense.maps), (3, 3)))
+        return scores, add_patches(bank, dense.local.reshape(-1, 20), probabilities.reshape(-1, len(NAMES)))
+
+    arguments = backbone.parameters, np.zeros((2, 24, 24, 3), np.uint8), empty_bank(len(NAMES), 20)
+    exported = jax.export.export(jax.jit(step), platforms=["tpu", "cuda"])(*arguments)
+    assert exported.platforms == ("tpu", "cuda")
+    assert exported.out_avals[0].shape == (2, len(NAMES))
 
 
 def test_crops_overlap_by_half_and_the_whole_is_among_them(backbone, images, classes):
