@@ -41,18 +41,9 @@ other settings, and photographs that nothing was chosen on.
 from ml_collections.config_dict import placeholder
 
 from mlclip_jax import recipes
+from mlclip_jax.data.published_splits import PUBLISHED_SPLITS
 
-# The images to train on and to score of each variant, below the folder `data`.
-IMAGES = {
-    "voc2007": ("voc:{}/VOCdevkit/VOC2007,split=trainval", "voc:{}/VOCdevkit/VOC2007,split=test"),
-    "coco2014": (
-        "coco:{}/coco,split=train2014,unannotated=drop",
-        "coco:{}/coco,split=val2014,unannotated=drop",
-    ),
-    "nus_wide": ("nus_wide:{}/nus-wide,split=train", "nus_wide:{}/nus-wide,split=test"),
-    "scenes": ("scenes:train,number=4000", "scenes:test"),
-}
-VARIANTS = ("embeddings", "templates", *IMAGES)
+VARIANTS = ("embeddings", "templates", *PUBLISHED_SPLITS)
 TASKS = ("zero_shot", "few_shot", "partial_labels")
 
 
@@ -82,8 +73,8 @@ def get_config(variant=""):
         del config.texts.labels, config.texts.templates, config.texts.sources
         del config.evaluation.images, config.examples.images
         config.texts.class_embeddings = placeholder(str)  # .npz or .npy, a row per class
-    if variant in IMAGES:
-        trained_on, scored = (images.format(options["data"]) for images in IMAGES[variant])
+    if variant in PUBLISHED_SPLITS:
+        trained_on, scored = (images.format(options["data"]) for images in PUBLISHED_SPLITS[variant])
         config.evaluation.images = scored
         if options["task"] != "zero_shot":
             config.examples.images = trained_on

@@ -20,6 +20,8 @@ Variants, which are the rules:
   local           cosines with the whole image and with its patches, as in TaI-DPT.
   self_distilled  ridge, and what scores of a bank of unlabelled images teach: bank=FOLDER, a folder of
                   embeddings; by default the images themselves.
+  patches         cosines with patches, by SC-CLIP's attention and beside words for the background, and with
+                  the whole image; tagclip and piaa are these methods' steps (`mlclip_jax/patches.py`).
   yes_no, yes_no_without, yes_no_no, list_all, top_all, language_model
                   MMM-CLIP's prompting methods; the last needs answers=FILE, and model= and address= for
                   captions that are not in it.
@@ -47,6 +49,9 @@ RULES = {
     "compound": ("zero_shot_compound", {}),
     "local": ("zero_shot_local", {}),
     "self_distilled": ("self_distilled", {}),
+    "patches": ("zero_shot_patches", {}),
+    "tagclip": ("zero_shot_patches", {"attention": "value", "refine": True}),
+    "piaa": ("zero_shot_patches", {"gaussian": True, "background": False}),
     "yes_no": ("yes_no", {}),
     "yes_no_without": ("yes_no", {"absent": "without"}),
     "yes_no_no": ("yes_no", {"absent": "no"}),

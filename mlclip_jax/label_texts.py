@@ -30,6 +30,7 @@ def label_texts(class_embeddings: Embeddings, load_backbone: Callable[[], Backbo
         encode,
         count_cut,
         lambda path: np.asarray(read_bank(path, class_embeddings)),
+        load_backbone,
     )
 
 

@@ -10,7 +10,8 @@ What else its class declares:
 - `TITLE`: what tables and errors call it.
 - `RANGES`: what its settings may be, see `ranges.py`. Their defaults are those of `__init__`.
 - `reads`: names of the features that it reads, or a function of all settings that gives them; see
-  `embeddings.store.Embeddings`: `image` (b, D), `image_local` (b, T, D), `text`, `text_local`, `pair`.
+  `embeddings.store.Embeddings`: `image` (b, D), `image_local` (b, T, D), `text`, `text_local`, `pair`. Or
+  `pixels` alone, the images themselves, of what scores all at once and encodes images its own way.
 - `open_vocabulary`: whether other class embeddings may replace those of training, or a function of all
   settings that says so. They are then the method's `Frozen` variable `class_embeddings`.
 - `label_axes()`: which of its arrays can be split over devices label by label: a dict from an array's path to
@@ -47,6 +48,7 @@ METHODS = {
     "zero_shot_centred": "mlclip_jax.zero_shot.centred.CentredRidge",
     "zero_shot_compound": "mlclip_jax.zero_shot.compound.CompoundPrompts",
     "zero_shot_local": "mlclip_jax.zero_shot.local.LocalZeroShot",
+    "zero_shot_patches": "mlclip_jax.patch_rule.ZeroShotPatches",
     "self_distilled": "mlclip_jax.zero_shot.distillation.SelfDistilled",
     "yes_no": "mlclip_jax.zero_shot.prompting.YesNo",
     "list_all": "mlclip_jax.zero_shot.prompting.ListAll",

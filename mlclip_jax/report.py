@@ -12,7 +12,7 @@ from mlclip_jax.files import replacing
 
 MOST_LINES = 10  # below an image
 SIDE, DPI = 180, 100  # of an image in a picture, in pixels; and pixels in an inch
-LOG_SPAN = 30
+LOG_SPAN = 10
 RIGHT, WRONG, MISSED, EMPTY = "#1a7f37", "#c62828", "#8a8a8a", "#e4e4e4"
 
 

@@ -21,7 +21,7 @@ from mlclip_jax.data.pipeline import Skipped
 from mlclip_jax.data.sources import Source
 from mlclip_jax.distributed.sharding import make_mesh, replicated
 from mlclip_jax.embeddings.embed import check_features, embed_names, encode_images, encode_source
-from mlclip_jax.embeddings.store import Embeddings, read_embeddings
+from mlclip_jax.embeddings.store import PIXELS, Embeddings, read_embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.label_texts import label_texts
 from mlclip_jax.nnx_boundary import split_trainable
@@ -235,10 +235,16 @@ class Run:
 
     def decide(self, images: Embeddings) -> Decided:
         """Logits for the features of N images, and their labels, by thresholds or by a prompting method."""
+        if PIXELS in self.method.reads:
+            raise InputError(
+                f"{self.method.title} reads the images themselves, and no embeddings; give those"
+            )
         features = images.only(self.method.reads)
         if self.graph is not None:
             return self._decided(score_images(self.graph, self.parameters, self.frozen, features))
-        features = {name: np.asarray(feature) for name, feature in features.items()}
+        return self._decide_at_once({name: np.asarray(feature) for name, feature in features.items()})
+
+    def _decide_at_once(self, features):
         decided = self.method.make().decide(features, self.label_texts)
         if self.calibration is None:
             return decided
@@ -280,8 +286,11 @@ class Run:
         Raises:
           InputError: an image cannot be read; it is named. Or captions are missing.
         """
-        backbone = self.loaded_backbone()
-        scores = self.score(encode_images(backbone, images, self.method.reads, captions))
+        if PIXELS in self.method.reads:
+            scores = self._decide_at_once({PIXELS: images}).scores
+        else:
+            backbone = self.loaded_backbone()
+            scores = self.score(encode_images(backbone, images, self.method.reads, captions))
         return self.probabilities(scores) if self.gives_probabilities else scores
 
     def score_source(
@@ -301,6 +310,8 @@ class Run:
           InputError: the method reads captions, and the source has none.
         """
         reads = self.method.reads
+        if PIXELS in reads:  # it refuses what it cannot read, as it may read images twice
+            return np.arange(len(source)), self._decide_at_once({PIXELS: source})
         check_features(reads, reads, source.captions is not None)
         backbone, every = self.loaded_backbone(), range(len(source))
         batches = encode_source(backbone, source, every, skipped, features=reads, num_workers=num_workers)

@@ -17,7 +17,7 @@ from mlclip_jax.data.tables import labels_in_order, read_labels
 from mlclip_jax.distributed.processes import all_or_none
 from mlclip_jax.embeddings.embed import embed_images
 from mlclip_jax.embeddings.rows import blocks
-from mlclip_jax.embeddings.store import Embeddings, read_embeddings
+from mlclip_jax.embeddings.store import PIXELS, Embeddings, read_embeddings
 from mlclip_jax.errors import InputError
 
 JOINT = ("image", "image_local", "text", "text_local")  # features of the width of class embeddings
@@ -57,6 +57,11 @@ def read_images(
     split = source.get("embeddings") or source.get("images")
     if not split:
         raise InputError(f"no images to {purpose}: give {flag}embeddings=FILE or {flag}images=FOLDER")
+    if PIXELS in reads:
+        raise InputError(
+            "this method reads the images themselves, and no embeddings: write its scores by `mlclip predict "
+            "--scores=FILE`, and give those, --scores=FILE"
+        )
     wanted = tuple(dict.fromkeys(("image", *reads)))
     if source.get("embeddings"):
         images = read_embeddings(split, reads=wanted)

@@ -27,6 +27,7 @@ FEATURES = {
     "text_local": ("text_local",),
     "pair": ("pair",),
 }
+PIXELS = "pixels"  # what a method reads that encodes images its own way; never stored
 UNNAMED = ("embeddings", "features")  # what a file may call its only feature, whatever it is of
 OTHER_ARRAYS = {
     "names": ("names", "filenames"),

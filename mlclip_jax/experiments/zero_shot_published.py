@@ -32,7 +32,7 @@ class Benchmark(NamedTuple):
     """A data set, PIAA's constants on it, and published figures by step."""
 
     title: str
-    dataset: str  # of `configs.tai.IMAGES`
+    dataset: str  # of `published_splits.PUBLISHED_SPLITS`
     settings: Mapping[str, Any]
     published: Mapping[str, Figure]
     remark: str = ""

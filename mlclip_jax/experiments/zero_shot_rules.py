@@ -12,9 +12,12 @@ from ml_collections import ConfigDict
 from mlclip_jax import methods, recipes
 from mlclip_jax.backbones import load_backbone_of
 from mlclip_jax.comparison import compare, describe_gain
+from mlclip_jax.data.datasets import open_images
+from mlclip_jax.data.pipeline import Skipped
+from mlclip_jax.data.sources import Source
 from mlclip_jax.distributed.processes import is_first
 from mlclip_jax.embeddings.labelled import read_images
-from mlclip_jax.embeddings.store import Embeddings, read_embeddings
+from mlclip_jax.embeddings.store import PIXELS, Embeddings, read_embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.evaluation import describe_protocol
 from mlclip_jax.files import write_rows
@@ -64,7 +67,7 @@ def compare_rules(
             try:
                 check_untrained(own)
                 run = untrained_run(own, class_embeddings).with_backbone(backbone)
-                known[rule], decided[rule] = run, _timed(run, images)
+                known[rule], decided[rule] = run, _timed(run, images, config.evaluation.images)
             except InputError as error:  # such as too many labels for all combinations of them
                 left_out[rule] = str(error)
     if not decided:
@@ -140,7 +143,7 @@ def _config_of(config, rule):
 
 def _read(config, rules, class_embeddings, backbone, folder):
     """Images, with the features that some rule reads and that can be had."""
-    wanted = {name for own in rules.values() for name in methods.find(own.method).reads}
+    wanted = {name for own in rules.values() for name in methods.find(own.method).reads} - {PIXELS}
     given = config.evaluation.embeddings
     if given:
         wanted &= read_embeddings(given, reads=tuple(wanted)).features.keys()
@@ -156,8 +159,15 @@ def _read(config, rules, class_embeddings, backbone, folder):
     )
 
 
-def _timed(run: Run, images: Embeddings):
+def _timed(run: Run, images: Embeddings, source: str | None):
     """What a run makes of images, and milliseconds for each."""
+    begin = time.perf_counter()
+    if PIXELS in run.method.reads:
+        if not source:
+            raise InputError("it reads images, and these are embeddings")
+        chosen = _chosen(open_images(source), images.names)
+        _, decided = run.score_source(chosen, Skipped(chosen.names, None))
+        return decided, 1000 * (time.perf_counter() - begin) / len(images)
     missing = [name for name in run.method.reads if name not in images.features]
     if missing:
         raise InputError(f"the images have no {missing[0]}, which it reads")
@@ -166,6 +176,14 @@ def _timed(run: Run, images: Embeddings):
     begin = time.perf_counter()
     decided = run.decide(images)
     return decided, 1000 * (time.perf_counter() - begin) / len(images)
+
+
+def _chosen(source: Source, names: Sequence[str] | None) -> Source:
+    """Of a source, the images of these names, as others could not be read."""
+    if names is None or len(names) == len(source):
+        return source
+    kept = np.flatnonzero(np.isin(source.names, names))
+    return Source(source.title, [source.names[i] for i in kept], lambda i: source.read(int(kept[i])))
 
 
 def _published(of_rule, labels):

@@ -13,8 +13,8 @@ from jaxtyping import Float32
 from mlclip_jax.backbones import load_backbone
 from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.comparison import compare_steps, describe_gain
-from mlclip_jax.configs.tai import IMAGES
 from mlclip_jax.data.datasets import open_images
+from mlclip_jax.data.published_splits import PUBLISHED_SPLITS
 from mlclip_jax.data.sources import Source
 from mlclip_jax.embeddings.labelled import embed_once
 from mlclip_jax.embeddings.store import read_embeddings
@@ -35,7 +35,7 @@ from mlclip_jax.options import nearest, read_options, split_options
 from mlclip_jax.patches import PatchSettings, learn_gaussians, name_vectors, score_patches
 from mlclip_jax.progress import note
 from mlclip_jax.report import markdown_table
-from mlclip_jax.runs import EMBEDDED
+from mlclip_jax.run_folders import EMBEDDED
 from mlclip_jax.scores import Scores, write_scores
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, describe_templates, record_templates
 from mlclip_jax.texts.vocabulary import background_words
@@ -132,7 +132,7 @@ def settings_of(benchmark: Benchmark, data: str | os.PathLike) -> dict[str, Any]
     `attention` is the form of the step of this name, and `short_side` that of images at their own aspect
     ratio.
     """
-    unlabelled, images = (spec.format(data) for spec in IMAGES[benchmark.dataset])
+    unlabelled, images = (spec.format(data) for spec in PUBLISHED_SPLITS[benchmark.dataset])
     defaults = dataclasses.asdict(PatchSettings())
     on_scenes = benchmark is SCENES
     return {

@@ -1,7 +1,7 @@
 """Prompts of one class and of several, and what methods read and give that score all images at once."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
@@ -29,6 +29,7 @@ class LabelTexts(NamedTuple):
       encode: embeds texts, such as `Backbone.encode_texts`.
       count_cut: how many texts the encoder would cut; None: texts are not checked for their lengths.
       read_bank: embeddings (M, D) of unlabelled images in a file or folder; it refuses another backbone's.
+      load_backbone: gives the `Backbone` that made these embeddings, to what encodes images itself.
     """
 
     names: tuple[str, ...]
@@ -37,6 +38,7 @@ class LabelTexts(NamedTuple):
     encode: Encode
     count_cut: CountCut | None = None
     read_bank: Callable[[str], Images] | None = None
+    load_backbone: Callable[[], Any] | None = None
 
 
 class Decided(NamedTuple):

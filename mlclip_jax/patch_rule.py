@@ -1,0 +1,68 @@
+"""Scores by patches as a method that recipes name; what it calls is `patches.score_patches`."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mlclip_jax.data.datasets import open_images
+from mlclip_jax.embeddings.store import PIXELS
+from mlclip_jax.patches import Images, PatchSettings, name_vectors, score_patches
+from mlclip_jax.ranges import BOOLEAN, Range
+from mlclip_jax.texts.vocabulary import background_words
+from mlclip_jax.zero_shot.prompts import Decided, LabelTexts, ScoresAtOnce
+
+
+class ZeroShotPatches(ScoresAtOnce):
+    """Zero-shot classification by the patches of images, which it reads themselves.
+
+    Args:
+      attention, background, refine, gaussian, global_weight, crops, short_side: see `patches.PatchSettings`.
+      unlabelled: folder or dataset of images that teach the Gaussian classifier; empty: those to score.
+    """
+
+    TITLE = "Zero-shot by patches"
+    USES = "names, and patches of the image"
+    RANGES: ClassVar[dict[str, Range]] = {
+        name: PatchSettings.RANGES[name] for name in ("attention", "global_weight", "crops", "short_side")
+    } | dict.fromkeys(("background", "refine", "gaussian"), BOOLEAN)
+    reads = (PIXELS,)
+
+    def __init__(
+        self,
+        *,
+        attention: str = "sc_clip",
+        background: bool = True,
+        refine: bool = False,
+        gaussian: bool = False,
+        global_weight: float = 0.1,
+        crops: int = 0,
+        short_side: int = 0,
+        unlabelled: str = "",
+    ) -> None:
+        self.settings = PatchSettings(
+            attention=attention,
+            background=background,
+            refine=refine,
+            gaussian=gaussian,
+            global_weight=global_weight,
+            crops=crops,
+            short_side=short_side,
+        )
+        self.unlabelled = unlabelled
+
+    def decide(self, images: Mapping[str, Any], labels: LabelTexts) -> Decided:
+        """See `methods`; the images are a `Source`, or what `patches.patch_scores` takes."""
+        own: Images = images[PIXELS]
+        if labels.load_backbone is None:
+            raise ValueError("patches need what encodes them: LabelTexts.load_backbone")
+        backbone, words = labels.load_backbone(), ()
+        if self.settings.background:
+            words = background_words(labels.names)
+        scores = score_patches(
+            backbone,
+            own,
+            labels.embeddings,
+            name_vectors(backbone, words, "\n".join(labels.templates)) if words else None,
+            self.settings,
+            unlabelled=open_images(self.unlabelled) if self.unlabelled else None,
+        )
+        return Decided(scores)
