@@ -21,7 +21,8 @@ Variants, which are the rules:
   self_distilled  ridge, and what scores of a bank of unlabelled images teach: bank=FOLDER, a folder of
                   embeddings; by default the images themselves.
   patches         cosines with patches, by SC-CLIP's attention and beside words for the background, and with
-                  the whole image; tagclip and piaa are these methods' steps (`mlclip_jax/patches.py`).
+                  the whole image; tagclip and piaa are these methods' steps (`mlclip_jax/patches.py`). piaa
+                  needs unlabelled=FOLDER or many images at once, and has constants for each data set.
   yes_no, yes_no_without, yes_no_no, list_all, top_all, language_model
                   MMM-CLIP's prompting methods; the last needs answers=FILE, and model= and address= for
                   captions that are not in it.
@@ -50,7 +51,7 @@ RULES = {
     "local": ("zero_shot_local", {}),
     "self_distilled": ("self_distilled", {}),
     "patches": ("zero_shot_patches", {}),
-    "tagclip": ("zero_shot_patches", {"attention": "value", "refine": True}),
+    "tagclip": ("zero_shot_patches", {"attention": "value", "refine": True, "global_weight": 0.0}),
     "piaa": ("zero_shot_patches", {"gaussian": True, "background": False}),
     "yes_no": ("yes_no", {}),
     "yes_no_without": ("yes_no", {"absent": "without"}),
@@ -64,7 +65,7 @@ RULES = {
 }
 VARIANTS = (*RULES, "all")
 # Options, and the methods that have them as settings.
-OPTIONS = {"bank": "", "answers": "", "model": "", "address": ""}
+OPTIONS = {"bank": "", "unlabelled": "", "answers": "", "model": "", "address": ""}
 
 
 def get_config(variant=""):

@@ -127,8 +127,11 @@ def _check(runs):
     class_embeddings, trained = runs[0].class_embeddings, {}
     for run in runs:
         own = run.class_embeddings.origin
-        if (own.sha256, own.labels) != (class_embeddings.origin.sha256, class_embeddings.origin.labels):
-            raise InputError(f"{runs[0].name} and {run.name} were trained on different class embeddings")
+        first = class_embeddings.origin
+        if (own.sha256, own.labels, own.prompt) != (first.sha256, first.labels, first.prompt):
+            raise InputError(
+                f"{runs[0].name} and {run.name} have different class embeddings; evaluate them one by one"
+            )
         if not run.finished and run.checkpoint == "latest":
             steps = f"step {run.step} of {run.config.train.steps}"
             raise InputError(f"{run.name} stopped at {steps}; start its command again to finish it")

@@ -1,5 +1,6 @@
 """Labels as methods see them that score all images at once: with the text tower, and banks of images."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,12 +13,18 @@ from mlclip_jax.errors import InputError
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, read_templates
 from mlclip_jax.zero_shot.prompts import LabelTexts
 
+KEPT = 4  # embeddings of lists of texts
+
 
 def label_texts(class_embeddings: Embeddings, load_backbone: Callable[[], Backbone]) -> LabelTexts:
     """The `LabelTexts` of class embeddings; their backbone is loaded when a text is to be encoded."""
 
-    def encode(texts: Sequence[str]) -> Float[np.ndarray, "M D"]:
+    @functools.lru_cache(maxsize=KEPT)  # vocabularies and the like, for one call after another
+    def encode_once(texts: tuple[str, ...]) -> Float[np.ndarray, "M D"]:
         return load_backbone().encode_texts(texts)
+
+    def encode(texts: Sequence[str]) -> Float[np.ndarray, "M D"]:
+        return encode_once(tuple(texts))
 
     def count_cut(texts: Sequence[str]) -> int:
         tokenizer = load_backbone().tokenizer
@@ -29,7 +36,7 @@ def label_texts(class_embeddings: Embeddings, load_backbone: Callable[[], Backbo
         read_templates(class_embeddings.origin.prompt or CLASS_TEMPLATE),
         encode,
         count_cut,
-        lambda path: np.asarray(read_bank(path, class_embeddings)),
+        lambda path: read_bank(path, class_embeddings),
         load_backbone,
     )
 

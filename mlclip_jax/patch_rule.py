@@ -1,6 +1,6 @@
 """Scores by patches as a method that recipes name; what it calls is `patches.score_patches`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from mlclip_jax.data.datasets import open_images
@@ -8,22 +8,24 @@ from mlclip_jax.embeddings.store import PIXELS
 from mlclip_jax.patches import Images, PatchSettings, name_vectors, score_patches
 from mlclip_jax.ranges import BOOLEAN, Range
 from mlclip_jax.texts.vocabulary import background_words
-from mlclip_jax.zero_shot.prompts import Decided, LabelTexts, ScoresAtOnce
+from mlclip_jax.zero_shot.prompts import Decided, LabelTexts, ScoresAtOnce, check_several
 
 
 class ZeroShotPatches(ScoresAtOnce):
     """Zero-shot classification by the patches of images, which it reads themselves.
 
     Args:
-      attention, background, refine, gaussian, global_weight, crops, short_side: see `patches.PatchSettings`.
+      attention, background, refine, gaussian, global_weight, crops, short_side, scale, purified, temperature,
+        patch_scale, global_scale, batch_size: see `patches.PatchSettings`.
       unlabelled: folder or dataset of images that teach the Gaussian classifier; empty: those to score.
     """
 
     TITLE = "Zero-shot by patches"
     USES = "names, and patches of the image"
     RANGES: ClassVar[dict[str, Range]] = {
-        name: PatchSettings.RANGES[name] for name in ("attention", "global_weight", "crops", "short_side")
-    } | dict.fromkeys(("background", "refine", "gaussian"), BOOLEAN)
+        **PatchSettings.RANGES,
+        **dict.fromkeys(("background", "refine", "gaussian"), BOOLEAN),
+    }
     reads = (PIXELS,)
 
     def __init__(
@@ -36,6 +38,12 @@ class ZeroShotPatches(ScoresAtOnce):
         global_weight: float = 0.1,
         crops: int = 0,
         short_side: int = 0,
+        scale: float = 100.0,
+        purified: float = 0.01,
+        temperature: float = 500.0,
+        patch_scale: float = 200.0,
+        global_scale: float = 80.0,
+        batch_size: int = 32,
         unlabelled: str = "",
     ) -> None:
         self.settings = PatchSettings(
@@ -46,8 +54,29 @@ class ZeroShotPatches(ScoresAtOnce):
             global_weight=global_weight,
             crops=crops,
             short_side=short_side,
+            scale=scale,
+            purified=purified,
+            temperature=temperature,
+            patch_scale=patch_scale,
+            global_scale=global_scale,
+            batch_size=batch_size,
         )
-        self.unlabelled = unlabelled
+        self.unlabelled = open_images(unlabelled) if unlabelled else None
+
+    def check(self, labels: LabelTexts) -> None:
+        """See `ScoresAtOnce`; without words for the background, patches compare the labels alone."""
+        if self.settings.gaussian or not self.settings.background:
+            check_several(self.TITLE, len(labels.names))
+
+    def known(self, labels: LabelTexts) -> Iterable[bytes]:
+        """See `ScoresAtOnce`."""
+        del labels
+        return () if self.unlabelled is None else [name.encode() for name in map(str, self.unlabelled.names)]
+
+    @property
+    def scores_alone(self) -> bool:
+        """See `ScoresAtOnce`; without other images, those to score teach one another."""
+        return not self.settings.gaussian or self.unlabelled is not None
 
     def decide(self, images: Mapping[str, Any], labels: LabelTexts) -> Decided:
         """See `methods`; the images are a `Source`, or what `patches.patch_scores` takes."""
@@ -63,6 +92,6 @@ class ZeroShotPatches(ScoresAtOnce):
             labels.embeddings,
             name_vectors(backbone, words, "\n".join(labels.templates)) if words else None,
             self.settings,
-            unlabelled=open_images(self.unlabelled) if self.unlabelled else None,
+            unlabelled=self.unlabelled,
         )
         return Decided(scores)

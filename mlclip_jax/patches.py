@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -258,11 +258,13 @@ def cosines_of_crops(
         whole = full_pixels(backbone.image_processor, read(index))
         return [backbone.image_processor.pixels(part) for part in (whole, *_crops(whole, crops))]
 
+    named = _naming(images, cut)
+
     def batched():
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(images), together):
                 rows = np.arange(start, min(start + together, len(images)))
-                pixels = np.stack([part for parts in pool.map(cut, rows) for part in parts])
+                pixels = np.stack([part for parts in pool.map(named, rows) for part in parts])
                 yield rows, np.pad(pixels, [(0, padded - len(pixels)), (0, 0), (0, 0), (0, 0)])
 
     cosines = np.empty((len(images), len(classes)), np.float32)
@@ -292,6 +294,8 @@ def batches(
             return native_pixels(*own)
         return backbone.image_processor.pixels(read(index))
 
+    named = _naming(images, prepare)
+
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
 
     def full(shape):
@@ -302,7 +306,7 @@ def batches(
     with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
         for start in range(0, len(images), size):
             rows = range(start, min(start + size, len(images)))
-            for row, pixels in zip(rows, pool.map(prepare, rows)):
+            for row, pixels in zip(rows, pool.map(named, rows)):
                 waiting.setdefault(pixels.shape, []).append((row, pixels))
                 if len(waiting[pixels.shape]) == size:
                     yield full(pixels.shape)
@@ -347,17 +351,22 @@ def _collecting(backbone: Backbone, form: str) -> Callable[..., Bank]:
 
 
 def _reader(images: Source | list[ImageLike]) -> Callable[[int], ImageLike]:
-    """What gives an image by its number; one that cannot be read is named."""
-    if not isinstance(images, Source):
-        return images.__getitem__
+    """What gives an image by its number."""
+    return images.read if isinstance(images, Source) else images.__getitem__
 
-    def read(index):
+
+def _naming(images: Source | list[ImageLike], prepare: Callable[[int], Any]) -> Callable[[int], Any]:
+    """The same, but that an image of a source that cannot be read is named."""
+
+    def named(index):
         try:
-            return images.read(index)
+            return prepare(index)
         except UnreadableImage as error:
+            if not isinstance(images, Source):
+                raise
             raise InputError(f"cannot read image {images.names[index]}: {error}; repair it") from error
 
-    return read
+    return named
 
 
 def _crops(whole: UInt8[np.ndarray, "H W 3"], crops: int) -> Iterator[UInt8[np.ndarray, "height width 3"]]:

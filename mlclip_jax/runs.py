@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from mlclip_jax import methods, recipes
 from mlclip_jax.backbones import load_backbone, read_encoding
 from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.calibration import Calibration, apply, read_calibration
-from mlclip_jax.data.pipeline import Skipped
+from mlclip_jax.data.pipeline import Skipped, readable
 from mlclip_jax.data.sources import Source
 from mlclip_jax.distributed.sharding import make_mesh, replicated
 from mlclip_jax.embeddings.embed import check_features, embed_names, encode_images, encode_source
@@ -223,10 +224,13 @@ class Run:
     def digest(self) -> str:
         """SHA-256 of its parameters and labels, which a calibration belongs to."""
         content = hashlib.sha256("\n".join(self.label_names).encode())
-        for array in jax.tree.leaves(self.parameters):
-            content.update(np.asarray(array).tobytes())
-        if not self.method.trains:
+        arrays = jax.tree.leaves(self.parameters)
+        if not self.method.trains:  # what stands in for parameters
             content.update(self.config.method.to_json(sort_keys=True).encode())
+            arrays = [self.class_embeddings.vectors]
+        known = self.method.make().known(self.label_texts) if self.method.at_once else ()
+        for data in itertools.chain((np.asarray(array).tobytes() for array in arrays), known):
+            content.update(data)
         return content.hexdigest()
 
     def score(self, images: Embeddings) -> Float32[np.ndarray, "N K"]:
@@ -236,9 +240,7 @@ class Run:
     def decide(self, images: Embeddings) -> Decided:
         """Logits for the features of N images, and their labels, by thresholds or by a prompting method."""
         if PIXELS in self.method.reads:
-            raise InputError(
-                f"{self.method.title} reads the images themselves, and no embeddings; give those"
-            )
+            raise InputError(f"{self.method.title} reads images themselves, and no embeddings of them")
         features = images.only(self.method.reads)
         if self.graph is not None:
             return self._decided(score_images(self.graph, self.parameters, self.frozen, features))
@@ -289,8 +291,7 @@ class Run:
         if PIXELS in self.method.reads:
             scores = self._decide_at_once({PIXELS: images}).scores
         else:
-            backbone = self.loaded_backbone()
-            scores = self.score(encode_images(backbone, images, self.method.reads, captions))
+            scores = self.score(encode_images(self.loaded_backbone(), images, self.method.reads, captions))
         return self.probabilities(scores) if self.gives_probabilities else scores
 
     def score_source(
@@ -310,8 +311,9 @@ class Run:
           InputError: the method reads captions, and the source has none.
         """
         reads = self.method.reads
-        if PIXELS in reads:  # it refuses what it cannot read, as it may read images twice
-            return np.arange(len(source)), self._decide_at_once({PIXELS: source})
+        if PIXELS in reads:
+            kept = readable(source, skipped)
+            return kept, self._decide_at_once({PIXELS: source.select(kept)})
         check_features(reads, reads, source.captions is not None)
         backbone, every = self.loaded_backbone(), range(len(source))
         batches = encode_source(backbone, source, every, skipped, features=reads, num_workers=num_workers)
@@ -349,10 +351,7 @@ class Run:
         trained_on = self.trained_on
         name = name or self.config.get("backbone") or (trained_on and trained_on.name)
         if name is None:
-            raise InputError(
-                f"{self.name} does not record its backbone; embed the images with `mlclip embed`, or name "
-                "it to `mlclip predict`: --backbone=FOLDER_OR_NAME"
-            )
+            raise InputError(f"{self.name} does not record its backbone; name it, --backbone=FOLDER_OR_NAME")
         recorded = trained_on is not None and name == trained_on.name
         return load_backbone(
             name,

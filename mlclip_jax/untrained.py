@@ -12,20 +12,22 @@ from mlclip_jax import methods, recipes
 from mlclip_jax.backbones import load_backbone, load_backbone_of
 from mlclip_jax.backbones.backbone import Backbone
 from mlclip_jax.comparison import describe_comparison
-from mlclip_jax.distributed.processes import all_or_none, is_first
+from mlclip_jax.distributed.processes import all_or_none, check_alike, check_shared, is_first
 from mlclip_jax.embeddings.embed import embed_names
 from mlclip_jax.embeddings.labelled import read_images
-from mlclip_jax.embeddings.store import write_embeddings
+from mlclip_jax.embeddings.store import PIXELS, read_embeddings, write_embeddings
 from mlclip_jax.errors import InputError
 from mlclip_jax.evaluation import evaluate
 from mlclip_jax.files import make_folder
 from mlclip_jax.options import nearest
 from mlclip_jax.run_folders import EMBEDDED
-from mlclip_jax.runs import Run, read_run, untrained_run
+from mlclip_jax.runs import Run, untrained_run
 from mlclip_jax.texts.label_sets import check_label_names
-from mlclip_jax.texts.templates import read_templates
+from mlclip_jax.texts.templates import CLASS_TEMPLATE, read_templates
 from mlclip_jax.training.inputs import read_class_embeddings
 from mlclip_jax.wording import counted
+
+RECIPE = "zero_shot"
 
 
 def load_zero_shot(
@@ -65,7 +67,7 @@ def load_zero_shot(
     if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone)
     config.backbone = backbone.origin.name
-    run = untrained_run(config, embed_names(backbone, label_names, config.texts.templates))
+    run = untrained_run(config, embed_names(backbone, label_names, templates or CLASS_TEMPLATE))
     return dataclasses.replace(run, backbone=backbone)
 
 
@@ -80,7 +82,7 @@ def check_zero_shot(
     Raises:
       InputError: as of `load_zero_shot`.
     """
-    config = recipes.read(f"zero_shot:{rule}")
+    config = recipes.read(f"{RECIPE}:{rule}")
     if "method" not in config:
         raise InputError(f"rule={rule} is all rules, and images are labelled by one: name it")
     config.method = ConfigDict(dict(config.method) | settings)
@@ -93,7 +95,7 @@ def check_zero_shot(
 def is_untrained(config: ConfigDict) -> bool:
     """Whether a recipe's method is never trained."""
     settings = config.get("method")
-    return isinstance(settings, ConfigDict) and not methods.find(settings).trains
+    return "rules" in config or (isinstance(settings, ConfigDict) and not methods.find(settings).trains)
 
 
 def check_untrained(config: ConfigDict) -> None:
@@ -107,12 +109,20 @@ def check_untrained(config: ConfigDict) -> None:
         raise InputError(
             f"{method.title} is trained before it labels images: give the folder of its run, --workdir=RUN"
         )
+    defaults = methods.find({"name": config.method.name}).settings
+    for name, value in method.settings.items():
+        kind = type(defaults[name])
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise InputError(
+                f"{method.title}: invalid {name}={value!r}: must be of type {kind.__name__}, such as "
+                f"{defaults[name]!r}"
+            )
     for name, (holds, wanted) in method.ranges.items():
         value = method.settings[name]
         if not holds(value):
             near = nearest(value, re.findall(r"\w+", wanted)) if isinstance(value, str) else ""
             raise InputError(f"{method.title}: invalid {name}={value}{near}: must be {wanted}")
-    read_templates(config.texts.templates)
+    read_templates(config.texts.templates or CLASS_TEMPLATE)
     if method.at_once:
         method.make()  # which checks the files that its settings name
 
@@ -133,6 +143,8 @@ def write_untrained(
     Raises:
       InputError: the recipe, what it names, or the folder cannot be used.
     """
+    if "rules" in config:
+        raise InputError("this recipe is of all rules, and a run has one: name it, --config=zero_shot:ridge")
     check_untrained(config)
     report = report or (lambda _: None)
     workdir = Path(workdir)
@@ -140,8 +152,19 @@ def write_untrained(
         make_folder(workdir)
         if (workdir / "config.json").is_file():
             recipes.check_same_run(workdir, config, ("recipe", "evaluation."))
+    check_shared(workdir)
+    with all_or_none():
         class_embeddings = read_class_embeddings(config, lambda: load_backbone_of(config))
         run = untrained_run(config, class_embeddings, workdir)
+        if any(config.evaluation.values()) and PIXELS in run.method.reads:
+            raise InputError(
+                f"{run.method.title} reads the images themselves: leave config.evaluation empty, and write "
+                "scores by `mlclip predict --scores=FILE`"
+            )
+        if (workdir / "classes.npz").is_file():
+            _check_same_labels(workdir, class_embeddings)
+    check_alike(class_embeddings.origin.to_dict())
+    with all_or_none():
         if is_first():
             recipes.write_config(workdir, config)
             write_embeddings(workdir / "classes.npz", class_embeddings)
@@ -158,4 +181,15 @@ def write_untrained(
             flag="--config.evaluation.",
             max_skipped=config.max_skipped,
         )
-        report(describe_comparison(*evaluate([read_run(workdir)], images)))
+        report(describe_comparison(*evaluate([run], images)))
+
+
+def _check_same_labels(workdir, class_embeddings):
+    """Refuses a folder whose labels are embedded otherwise: a calibration there would not fit."""
+    there, here = read_embeddings(workdir / "classes.npz").origin, class_embeddings.origin
+    for what in ("labels", "template", "sha256"):
+        if getattr(there, what) != getattr(here, what):
+            was = {"labels": "other labels", "template": "other templates", "sha256": "another backbone"}[
+                what
+            ]
+            raise InputError(f"{workdir} holds a run of {was}: give those, or another --workdir")

@@ -116,8 +116,8 @@ def test_the_command_evaluates_files_of_anybody(tmp_path, capsys):
     # The same ranking: no difference in any resample.
     assert re.search(r"\| theirs +\| raw +\| 1 +\| [\d.]+ +\| \+0.0 \[\+0.0, \+0.0\] \|", output), output
     for arguments, message in (
-        ([], "give either --workdir=RUN[,RUN...] or --scores=FILE[,FILE...]"),
-        ([files, "--workdir=x"], "give either --workdir"),
+        ([], "give one of --workdir=RUN[,RUN...], --scores=FILE[,FILE...] and --config=zero_shot:all"),
+        ([files, "--workdir=x"], "give one of --workdir"),
         ([files, "--images=x"], "--scores are about images and labels of their own"),
     ):
         assert main(["evaluate", *arguments]) == 2

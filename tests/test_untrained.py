@@ -103,6 +103,8 @@ def test_calibrated_it_gives_probabilities(run, images):
         ),
         ({"penality": 1.0}, r"Zero-shot has no setting 'penality' \(did you mean penalty\?\); it has rule"),
         ({"penalty": -1.0}, r"^Zero-shot: invalid penalty=-1\.0: must be finite and not negative$"),
+        ({"penalty": "3"}, r"^Zero-shot: invalid penalty='3': must be of type float, such as 3\.0$"),
+        ({"rule": "top_all", "deepest": 2.5}, r"invalid deepest=2\.5: must be of type int, such as 0"),
         ({"temperature": 0.0}, r"invalid temperature=0\.0: must be finite and positive$"),
         ({"templates": "imagnet"}, r"no set of templates or file 'imagnet' \(did you mean imagenet\?\)"),
         ({"label_names": ["cat", "cat"]}, "names 'cat' more than once"),
@@ -135,6 +137,17 @@ def test_a_prompting_method_decides_by_itself_and_takes_other_labels(backbone, i
     by_probability = calibrated.probabilities(decided.scores) >= calibrated.thresholds
     np.testing.assert_array_equal(calibrated.decide(images).labels, by_probability)
     assert (by_probability != decided.labels).any()
+
+
+def test_no_templates_are_the_template_of_all_methods(backbone):
+    run = mlclip_jax.load_zero_shot(backbone, LABELS, templates="")
+    assert run.class_embeddings.origin.template == TEMPLATE
+
+
+def test_runs_of_other_templates_are_not_compared(run, backbone, images):
+    other = mlclip_jax.load_zero_shot(backbone, LABELS, rule="cosine", templates="imagenet")
+    with pytest.raises(InputError, match="have different class embeddings; evaluate them one by one"):
+        evaluate([run, other], images, num_samples=10)
 
 
 def test_one_label_is_no_choice(run):
@@ -174,5 +187,15 @@ def test_its_run_is_taken_as_a_trained_one_is(tmp_path, images, capsys, rule):
     assert main(begin) == 0
     assert mlclip_jax.load(workdir).gives_probabilities
     capsys.readouterr()
+    # Nor have other templates, though their file has the same name.
+    digest = mlclip_jax.load(workdir).digest
+    templates = tmp_path / "templates.txt"
+    other = ["train", own[0], "--config.backbone=scenes-clip", f"--workdir={tmp_path / 'b'}"]
+    other += [f"--config.texts.templates={templates}", f"--config.texts.labels={names}"]
+    for text, code in (("art of the {}.", 0), ("art of the {}.", 0), ("a photo of a {}.", 2)):
+        templates.write_text(text)
+        assert main(other) == code
+    assert "holds a run of other templates" in capsys.readouterr().err
+    assert mlclip_jax.load(tmp_path / "b").digest != digest
     assert main(["train", "--config=zero_shot:softmax", *begin[2:]]) == 2
     assert "holds a run with method." in capsys.readouterr().err

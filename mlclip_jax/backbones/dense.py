@@ -126,7 +126,7 @@ def _sclip(tower, states, _grid):
     """In the last layer queries attend to queries and keys to keys, and both maps are added up.
 
     Source: SCLIP (ECCV 2024), `clip/model.py`, its correlative self-attention. The sum is not halved there,
-    and neither is it here; residual and perceptron stay.
+    and neither is it here; residual and MLP stay.
     """
 
     def attend(attention, tokens):
@@ -137,7 +137,7 @@ def _sclip(tower, states, _grid):
 
 
 def _surgery(tower, states, _grid):
-    """A second path beside the last six layers, in which values attend to values, without perceptrons.
+    """A second path beside the last six layers, in which values attend to values, without MLPs.
 
     Source: CLIP Surgery (2023, arXiv 2304.05653), `clip/clip_surgery_model.py`: it begins as the state before
     these layers, and each adds what its v-v attention makes of the original path. The class token takes part
@@ -157,7 +157,7 @@ def _sc_clip(tower, states, grid):
     1. before the last layer, the patches that stand out by their local outlier factor become the mean of
        their neighbours, there and in the middle layer;
     2. patches are averaged with those that they resemble in the middle layer;
-    3. the last layer has neither residual nor perceptron, and its attention is the mean of keys to keys and
+    3. the last layer has neither residual nor MLP, and its attention is the mean of keys to keys and
        of the middle layer's similarity; 0.3 of the class token is added;
     4. what comes out is averaged with what it resembles in a low layer;
     5. the same is made of the sum of the layers between, and added.

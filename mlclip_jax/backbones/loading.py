@@ -152,7 +152,8 @@ def load_backbone_of(config: Mapping[str, Any] | ConfigDict) -> Backbone:
     """
     if not config.get("backbone"):
         raise InputError(
-            "this run names no backbone to embed images with; run `mlclip embed`, give embeddings=FILE"
+            "this run names no backbone, which labels and images are embedded with: set "
+            "--config.backbone=FOLDER_OR_NAME, or give what `mlclip embed` made, embeddings=FILE"
         )
     return load_backbone(config["backbone"], **read_encoding(config.get("encoding", {})))
 

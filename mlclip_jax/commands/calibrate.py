@@ -26,6 +26,11 @@ def main(values: flags.FlagValues) -> None:
     if values.target == 0:
         raise InputError("--target=0 is reached by everything; give a precision or recall above it")
     run = read_run(values.workdir, calibrated=False, checkpoint=values.checkpoint)
+    if run.method.at_once and not run.method.make().scores_alone:
+        raise InputError(
+            f"{run.method.title} scores an image by those beside it, and a calibration holds for no others; "
+            "calibrate a run with a bank of its own (bank=FOLDER; by patches unlabelled=FOLDER)"
+        )
     read = _read_scores if values.scores else _score_images
     logits, labels, split, fitted_on = read(values, run)
     if len(logits) < 2:

@@ -76,7 +76,8 @@ def _evaluate_rules(values):
             config.evaluation[name] = values[name].value
     if values.classes:
         config.texts.labels = values.classes
-    config.max_skipped = values.max_skipped
+    if values["max_skipped"].present:
+        config.max_skipped = values.max_skipped
     compare_rules(
         config,
         num_samples=values.bootstrap,

@@ -71,7 +71,8 @@ def main(values: flags.FlagValues) -> None:
         write_predictions(values.output, names, said, run.label_names, predicted, **are)
     if values.scores:
         origin = f"{run.method.title}, {source.title}"
-        write_scores(values.scores, Scores(logits, tuple(run.label_names), tuple(names), None, origin))
+        known = source.labels[kept] if source.label_names == tuple(run.label_names) else None
+        write_scores(values.scores, Scores(logits, tuple(run.label_names), tuple(names), known, origin))
     skipped.write()
     report(source, skipped)
     if values.output:
@@ -153,9 +154,10 @@ def write_predictions(
         for file, row, chosen in zip(files, probabilities, predicted):
             present = [name for name, there in zip(label_names, chosen) if there]
             if path.suffix == ".csv":
-                table.writerow([file, join(present), *(f"{p:.4f}" for p in row)])
+                table.writerow([file, join(present), *(f"{p:.4f}" if probable else f"{p:.6g}" for p in row)])
             else:
-                every = {name: round(float(p), 4) for name, p in zip(label_names, row)}
+                digits = 4 if probable else 6
+                every = {name: round(float(p), digits) for name, p in zip(label_names, row)}
                 line = {"file": str(file), "labels": present, _what(probable): every}
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -174,10 +176,18 @@ def table_of(
         present = [name for name, there in zip(label_names, chosen) if there]
         order = np.argsort(-row, kind="stable")[:MOST_PROBABLE]
         rows.append(
-            [str(file), ", ".join(present), ", ".join(f"{label_names[k]} {row[k]:.2f}" for k in order)]
+            [
+                str(file),
+                ", ".join(present),
+                ", ".join(f"{label_names[k]} {_short(row[k], probable)}" for k in order),
+            ]
         )
     best = "most probable" if probable else "highest scores"
     return markdown_table(["image", "labels", best], rows, "lll")
+
+
+def _short(value, probable):
+    return f"{value:.2f}" if probable or abs(value) >= 1 else f"{value:.2g}"
 
 
 def highest(scores: Float[np.ndarray, "N K"], top_k: int) -> Bool[np.ndarray, "N K"]:
@@ -220,14 +230,14 @@ def _load(values):
     """The run that is to label the images, with the labels that it is to choose from."""
     from mlclip_jax.backbones import ENCODING, load_backbone, read_encoding
     from mlclip_jax.runs import read_run
-    from mlclip_jax.untrained import check_zero_shot, load_zero_shot
+    from mlclip_jax.untrained import RECIPE, check_zero_shot, load_zero_shot
 
     names = read_names(values.classes) if values.classes else []
     if values.method:
-        if values.method != "zero_shot":
+        if values.method != RECIPE:
             raise InputError(
-                f"no method {values.method!r} without training{nearest(values.method, ['zero_shot'])}: give "
-                "--method=zero_shot, or the folder of a run, --workdir=RUN"
+                f"no method {values.method!r} without training{nearest(values.method, [RECIPE])}: give "
+                f"--method={RECIPE}, or the folder of a run, --workdir=RUN"
             )
         for flag, given in (("backbone", values.backbone), ("classes", names)):
             if not given:

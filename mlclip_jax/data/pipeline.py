@@ -5,13 +5,15 @@ import json
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-from mlclip_jax.data.images import UnreadableImage
+from mlclip_jax.data.images import UnreadableImage, decode_image
+from mlclip_jax.data.sources import Source
 from mlclip_jax.errors import InputError
 from mlclip_jax.files import replacing
 from mlclip_jax.streams import Stream
@@ -234,6 +236,28 @@ def _mark_flags_as_parsed():
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+def readable(source: Source, skipped: "Skipped") -> Int[np.ndarray, " N"]:
+    """Which images of a source can be decoded; the others are added to `skipped`.
+
+    For what reads images twice or by itself, and should not end at one that is damaged.
+
+    Raises:
+      InputError: too many cannot be.
+    """
+
+    def reason(index):
+        try:
+            decode_image(source.read(index))
+        except UnreadableImage as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        reasons = list(pool.map(reason, range(len(source))))
+    skipped.add((index, why) for index, why in enumerate(reasons) if why is not None)
+    return np.flatnonzero([why is None for why in reasons])
 
 
 class Skipped:

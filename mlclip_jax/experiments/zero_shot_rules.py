@@ -14,7 +14,6 @@ from mlclip_jax.backbones import load_backbone_of
 from mlclip_jax.comparison import compare, describe_gain
 from mlclip_jax.data.datasets import open_images
 from mlclip_jax.data.pipeline import Skipped
-from mlclip_jax.data.sources import Source
 from mlclip_jax.distributed.processes import is_first
 from mlclip_jax.embeddings.labelled import read_images
 from mlclip_jax.embeddings.store import PIXELS, Embeddings, read_embeddings
@@ -67,12 +66,15 @@ def compare_rules(
             try:
                 check_untrained(own)
                 run = untrained_run(own, class_embeddings).with_backbone(backbone)
-                known[rule], decided[rule] = run, _timed(run, images, config.evaluation.images)
+                known[rule], decided[rule] = (
+                    run,
+                    _timed(run, images, config.evaluation.images, config.max_skipped),
+                )
             except InputError as error:  # such as too many labels for all combinations of them
                 left_out[rule] = str(error)
+        cosine = np.asarray(cosine_scores(np.asarray(images.vectors), np.asarray(class_embeddings.vectors)))
     if not decided:
         raise InputError("; ".join(left_out.values()))
-    cosine = np.asarray(cosine_scores(np.asarray(images.vectors), np.asarray(class_embeddings.vectors)))
     compared = compare(
         {rule: made.scores for rule, (made, _) in decided.items()},
         images.labels,
@@ -159,14 +161,14 @@ def _read(config, rules, class_embeddings, backbone, folder):
     )
 
 
-def _timed(run: Run, images: Embeddings, source: str | None):
+def _timed(run: Run, images: Embeddings, source: str | None, max_skipped: float):
     """What a run makes of images, and milliseconds for each."""
     begin = time.perf_counter()
     if PIXELS in run.method.reads:
         if not source:
             raise InputError("it reads images, and these are embeddings")
-        chosen = _chosen(open_images(source), images.names)
-        _, decided = run.score_source(chosen, Skipped(chosen.names, None))
+        opened = open_images(source)  # it skips what was skipped when the others were embedded
+        _, decided = run.score_source(opened, Skipped(opened.names, None, max_skipped))
         return decided, 1000 * (time.perf_counter() - begin) / len(images)
     missing = [name for name in run.method.reads if name not in images.features]
     if missing:
@@ -176,14 +178,6 @@ def _timed(run: Run, images: Embeddings, source: str | None):
     begin = time.perf_counter()
     decided = run.decide(images)
     return decided, 1000 * (time.perf_counter() - begin) / len(images)
-
-
-def _chosen(source: Source, names: Sequence[str] | None) -> Source:
-    """Of a source, the images of these names, as others could not be read."""
-    if names is None or len(names) == len(source):
-        return source
-    kept = np.flatnonzero(np.isin(source.names, names))
-    return Source(source.title, [source.names[i] for i in kept], lambda i: source.read(int(kept[i])))
 
 
 def _published(of_rule, labels):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,13 @@ def reproduce(
         raise InputError(f"images={settings['images']} have no labels to score; give a data set that has")
     backbone, workdir = load_backbone(settings["backbone"]), Path(workdir)
     make_folder(workdir)
-    scores = score_steps(backbone, source, unlabelled, by_patches, settings["templates"], workdir)
-    titles = {key: _title(key, by_patches) for key in scores}
-    for key, own in scores.items():
-        origin = f"{titles[key]}, {settings['backbone']}"
+    scores = {}
+    for key, own in score_steps(backbone, source, unlabelled, by_patches, settings["templates"], workdir):
+        origin = f"{_title(key, by_patches)}, {settings['backbone']}"
         known = Scores(own, source.label_names, source.names, source.labels, origin)
         write_scores(workdir / f"{key}.npz", known)
+        scores[key] = own
+    titles = {key: _title(key, by_patches) for key in scores}
 
     over = {key: STEPS[key].over for key in scores if STEPS[key].over}
     compared = compare_steps(scores, over, source.labels)
@@ -153,16 +154,14 @@ def score_steps(
     by_patches: Mapping[str, PatchSettings | None],
     templates: str,
     workdir: Path,
-) -> dict[str, Float32[np.ndarray, "N K"]]:
-    """Scores by plain cosine, by ridge regression, and by each step that has settings."""
+) -> Iterator[tuple[str, Float32[np.ndarray, "N K"]]]:
+    """Scores by plain cosine, by ridge regression, and by each step that has settings, as they come."""
     classes = name_vectors(backbone, source.label_names, templates)
     words = name_vectors(backbone, background_words(source.label_names), templates)
     embedded = read_embeddings(embed_once(source, backbone, workdir / EMBEDDED, max_skipped=0.0))
     whole = np.asarray(embedded.vectors)
-    scores = {
-        COSINE: in_blocks(lambda block: cosine_scores(block, classes), whole, len(classes)),
-        RIDGE: in_blocks(lambda block: standardise(ridge_scores(block, classes)), whole, len(classes)),
-    }
+    yield COSINE, in_blocks(lambda block: cosine_scores(block, classes), whole, len(classes))
+    yield RIDGE, in_blocks(lambda block: standardise(ridge_scores(block, classes)), whole, len(classes))
     taught: dict[PatchSettings, Gaussians] = {}  # for steps that differ in what comes after it
     for key, own in by_patches.items():
         if own is not None:
@@ -170,8 +169,7 @@ def score_steps(
             if own.gaussian and _learnt_by(own) not in taught:
                 taught[_learnt_by(own)] = learn_gaussians(backbone, unlabelled, classes, words, own)
             known = taught[_learnt_by(own)] if own.gaussian else None
-            scores[key] = score_patches(backbone, source, classes, words, own, gaussians=known)
-    return scores
+            yield key, score_patches(backbone, source, classes, words, own, gaussians=known)
 
 
 def patch_settings(key: str, settings: Mapping[str, Any]) -> PatchSettings | None:

@@ -1,6 +1,6 @@
 """Ridge scores of class embeddings that are centred on a broad vocabulary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -41,6 +41,11 @@ class CentredRidge(ScoresAtOnce):
     def check(self, labels: LabelTexts) -> None:
         """See `ScoresAtOnce`."""
         check_several(self.TITLE, len(labels.names))
+
+    def known(self, labels: LabelTexts) -> Iterable[bytes]:
+        """See `ScoresAtOnce`."""
+        del labels
+        return [name.encode() for name in self.nouns]
 
     def decide(self, images: Mapping[str, Images], labels: LabelTexts) -> Decided:
         """See `methods`."""

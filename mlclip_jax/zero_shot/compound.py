@@ -17,10 +17,11 @@ from mlclip_jax.ranges import AT_LEAST_1
 from mlclip_jax.texts.templates import CLASS_TEMPLATE, fill
 from mlclip_jax.wording import counted
 from mlclip_jax.zero_shot.prompts import Decided, Images, LabelTexts, ScoresAtOnce, check_several
-from mlclip_jax.zero_shot.rules import cosine_scores
+from mlclip_jax.zero_shot.rules import blocks, cosine_scores
 
 Scores = Float[Array | np.ndarray, "N pairs"]
 Pairs = Int[np.ndarray, "pairs 2"]
+SCORES_AT_ONCE = 2**24
 MOST_LABELS = 256  # 32,640 pairs of them
 
 
@@ -53,10 +54,13 @@ class CompoundPrompts(ScoresAtOnce):
         """See `methods`."""
         pairs = np.stack(np.triu_indices(len(labels.names), k=1), axis=1)
         prompts = compound_prompts(labels.names, pairs, self.template)
-        compound = cosine_scores(images["image"], labels.encode(prompts))
-        return Decided(
-            fuse_compounds(cosine_scores(images["image"], labels.embeddings), compound, pairs, self.place)
-        )
+        of_pairs = labels.encode(prompts)
+
+        scores = np.empty((len(images["image"]), len(labels.names)), np.float32)
+        for start, block in blocks(images["image"], len(pairs), SCORES_AT_ONCE):
+            single, compound = (cosine_scores(block, texts) for texts in (labels.embeddings, of_pairs))
+            scores[start : start + len(block)] = fuse_compounds(single, compound, pairs, self.place)
+        return Decided(scores)
 
 
 def compound_prompts(label_names: Sequence[str], pairs: Pairs, template: str = CLASS_TEMPLATE) -> list[str]:

@@ -1,7 +1,7 @@
 """Self-distillation: scores of a bank of unlabelled images teach what each class looks like in images."""
 
 import functools
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from mlclip_jax.zero_shot.rules import blocks, centred, in_blocks, l2_normalize,
 
 SMALLEST_BANK = 150  # images; of fewer, most classes show in none
 PENALTY = 3.0  # of both regressions
+HASHED = 4096  # images of a bank at once
 
 
 class SelfDistilled(ScoresAtOnce):
@@ -38,6 +39,17 @@ class SelfDistilled(ScoresAtOnce):
         check_several(self.TITLE, len(labels.names))
         if self.bank:
             check_bank(self._read(labels))
+
+    def known(self, labels: LabelTexts) -> Iterable[bytes]:
+        """See `ScoresAtOnce`."""
+        bank = self._read(labels) if self.bank else []
+        for start in range(0, len(bank), HASHED):
+            yield np.asarray(bank[start : start + HASHED]).tobytes()
+
+    @property
+    def scores_alone(self) -> bool:
+        """See `ScoresAtOnce`; without a bank, the images teach one another."""
+        return bool(self.bank)
 
     def decide(self, images: Mapping[str, Images], labels: LabelTexts) -> Decided:
         """See `methods`.

@@ -5,6 +5,7 @@ images that it is surest of; their means are the classes', so that patches are c
 longer with text. The precision is shrunk as by Wang et al. (ICLR 2024, "A hard-to-beat baseline").
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -144,31 +145,32 @@ def _fit(patches, own, weights, there, text):
     """Gaussians of patches that belong to the classes `own`; `there` is False for those that do not count."""
     num_classes, width = text.shape
     with jax.default_matmul_precision("highest"):
-        belongs = (own[None] == jnp.arange(num_classes)[:, None]) & there[None]
-        shares = jnp.where(belongs, weights[None], 0)
-        total = jnp.sum(shares, axis=1, keepdims=True)
-        means = jnp.where(total > 0, shares @ patches / jnp.where(total > 0, total, 1), text)
+        of_class = functools.partial(jax.ops.segment_sum, segment_ids=own, num_segments=num_classes)
+        shares = jnp.where(there, weights, 0)[:, None]
+        total = of_class(shares)
+        means = jnp.where(total > 0, of_class(shares * patches) / jnp.where(total > 0, total, 1), text)
         centred = jnp.where(there[:, None], patches - means[own], 0)
         number = jnp.sum(there).astype(jnp.float32)
         scatter = centred.T @ centred - jnp.outer(centred.sum(0), centred.sum(0)) / number
         shrinkage = jnp.trace(scatter) / (number - 1) * jnp.eye(width, dtype=scatter.dtype)
         scaled = width * jax.scipy.linalg.solve(scatter + shrinkage, means.T, assume_a="pos")
         bias = -jnp.log(float(num_classes)) - jnp.sum(means.T * scaled, axis=0) / 2
-    return Gaussians(scaled, bias, jnp.sum(belongs, axis=1).astype(jnp.int32))
+    return Gaussians(scaled, bias, of_class(there.astype(jnp.int32)))
 
 
 @jax.jit
 def _surest(gaussians, patches, there, scale):
     """Each patch's class and probability by the classifier, and whether it is among the class's surest."""
-    num_classes = len(gaussians.bias)
     scores = jnp.matmul(patches, gaussians.weights, precision="highest") + gaussians.bias[None]
     probabilities = jax.nn.softmax(scale * scores, axis=1)
     own, certain = jnp.argmax(scores, axis=1), jnp.max(probabilities, axis=1)
-    belongs = (own[None] == jnp.arange(num_classes)[:, None]) & there[None]
-    number = jnp.sum(belongs, axis=1).astype(certain.dtype)
-    mean = jnp.sum(jnp.where(belongs, certain[None], 0), axis=1) / jnp.maximum(number, 1)
-    apart = jnp.where(belongs, certain[None] - mean[:, None], 0)
-    deviation = jnp.sqrt(jnp.sum(apart**2, axis=1) / jnp.maximum(number - 1, 1))
+    classes = len(gaussians.bias)
+    of_class = functools.partial(jax.ops.segment_sum, segment_ids=own, num_segments=classes)
+    counted = jnp.where(there, certain, 0)
+    number = of_class(there.astype(certain.dtype))
+    mean = of_class(counted) / jnp.maximum(number, 1)
+    apart = jnp.where(there, certain - mean[own], 0)
+    deviation = jnp.sqrt(of_class(apart**2) / jnp.maximum(number - 1, 1))
     # The surest always stays: at a large scale all are near 1, and none lies a deviation above the mean.
-    most = jnp.max(jnp.where(belongs, certain[None], 0), axis=1)
+    most = jax.ops.segment_max(counted, own, classes)
     return own, certain, there & (certain >= jnp.minimum(mean + deviation, most)[own] - 1e-6)

@@ -1,6 +1,6 @@
 """Prompts of one class and of several, and what methods read and give that score all images at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ class LabelTexts(NamedTuple):
     templates: tuple[str, ...]
     encode: Encode
     count_cut: CountCut | None = None
-    read_bank: Callable[[str], Images] | None = None
+    read_bank: Callable[[str], Any] | None = None  # an array, or what is mapped from files like one
     load_backbone: Callable[[], Any] | None = None
 
 
@@ -70,6 +70,16 @@ class ScoresAtOnce:
           InputError: they are such.
         """
 
+    def known(self, labels: LabelTexts) -> Iterable[bytes]:
+        """What files hold that its settings name, for a calibration belongs to it."""
+        del labels
+        return ()
+
+    @property
+    def scores_alone(self) -> bool:
+        """Whether an image's scores do not depend on those beside it, so that they can be calibrated."""
+        return True
+
 
 def check_several(title: str, number: int) -> None:
     """Refuses one label alone, for methods that compare the labels of an image with one another.
@@ -80,7 +90,7 @@ def check_several(title: str, number: int) -> None:
     if number < 2:
         raise InputError(
             f"{title} compares the labels of an image with one another, and there is one label; give more, "
-            "or rule=cosine"
+            "or choose the rule cosine"
         )
 
 

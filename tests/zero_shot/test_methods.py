@@ -221,6 +221,24 @@ def test_a_bank_must_be_large_enough_and_of_the_same_backbone(tmp_path):
         decide("self_distilled", bank=str(tmp_path / "nowhere.npz"))
 
 
+def test_a_calibration_belongs_to_what_files_hold(tmp_path):
+    """What a rule knows from files is part of the digest; a bank makes an image's scores its own."""
+
+    def known(name, **settings):
+        made = methods.find({"name": name} | settings).make()
+        return b"".join(made.known(texts())), made.scores_alone
+
+    bank = str(tmp_path / "bank.npz")
+    write_embeddings(bank, Embeddings({"image": images(160)}))
+    assert known("self_distilled", bank=bank) == (images(160).tobytes(), True)
+    assert known("self_distilled") == (b"", False)
+    (tmp_path / "nouns.txt").write_text("cat\ndog\n")
+    assert known("zero_shot_centred", vocabulary=str(tmp_path / "nouns.txt")) == (b"catdog", True)
+    assert known("zero_shot_patches", gaussian=True) == (b"", False)
+    assert known("zero_shot_patches", gaussian=True, unlabelled="scenes:train,number=2")[1]
+    assert known("yes_no") == (b"", True)
+
+
 def test_patches_beside_the_whole_image():
     patches = np.random.default_rng(2).normal(size=(5, 6, WIDTH)).astype(np.float32)
     classes = texts().embeddings
@@ -234,13 +252,19 @@ def test_patches_beside_the_whole_image():
 
 @pytest.mark.parametrize("name", ["zero_shot_centred", "zero_shot_compound", "self_distilled"])
 def test_one_label_is_refused(name):
-    with pytest.raises(InputError, match="there is one label; give more, or rule=cosine"):
+    with pytest.raises(InputError, match="there is one label; give more, or choose the rule cosine"):
         decide(name, labels=texts(1))
 
 
 def test_every_rule_of_the_recipe_is_a_method_that_needs_no_training():
     config = recipes.read("zero_shot:all,bank=B,answers=A")
-    assert config.options.to_dict() == {"bank": "B", "answers": "A", "model": "", "address": ""}
+    assert config.options.to_dict() == {
+        "bank": "B",
+        "unlabelled": "",
+        "answers": "A",
+        "model": "",
+        "address": "",
+    }
     for rule in config.rules:
         method = methods.find(recipes.read(f"zero_shot:{rule}").method)
         assert method.trainable == ()
