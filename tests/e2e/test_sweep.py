@@ -14,7 +14,7 @@ def test_stopped_killed_and_resumed_by_two_processes_it_ends_the_same(tmp_path):
     write_embeddings(world)
 
     def arguments(workdir):
-        _, *rest = train_arguments(world, workdir, train__steps=200, train__checkpoint_every=50)
+        _, *rest = train_arguments(world, workdir, train__steps=100, train__checkpoint_every=25)
         return ["sweep", *rest, "--over=seed=0..1", "--over=perturbation.radius=0,3"]
 
     assert main(arguments(undisturbed)) == 0
@@ -23,12 +23,12 @@ def test_stopped_killed_and_resumed_by_two_processes_it_ends_the_same(tmp_path):
         return {path.name for path in ours.glob("*/checkpoints/*") if path.name.isdigit()}
 
     process = start(arguments(ours), num_devices=2, preamble=SLOWLY)
-    wait_until(lambda: "50" in steps(), process)
+    wait_until(lambda: "25" in steps(), process)
     process.send_signal(signal.SIGTERM)
     [output] = outputs_of([process], 75)
     last = output.splitlines()[-1]
     assert "mlclip sweep: stopped on request; saved step " in last
-    assert " of 200 of 2 runs; the same command resumes from there" in last
+    assert " of 100 of 2 runs; the same command resumes from there" in last
     before = max(map(int, steps()))
     process = start(arguments(ours), num_devices=1, preamble=SLOWLY)
     kill_when([process], lambda: max(map(int, steps())) > before)

@@ -138,7 +138,7 @@ def test_imagenet_models_agree_within_1e_4_of_the_largest_value(tmp_path, case):
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=pytest.mark.slow if name in ("vit_l_14_336", "blip_base") else ())
+        pytest.param(name, marks=pytest.mark.slow if name in ("vit_l_14_336", "blip_base", "rn50") else ())
         for name in FULL_SIZE
     ],
 )
