@@ -105,6 +105,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         f"one of {', '.join(TEMPLATE_SETS)}",
         flag_values=values,
     )
+    flags.DEFINE_alias("templates", "template", flag_values=values)
     flags.DEFINE_string("output", None, "folder to write, or .npz file", flag_values=values)
     flags.DEFINE_enum("storage", "float32", STORAGE, "of the numbers in the files", flag_values=values)
     flags.DEFINE_integer(

@@ -323,6 +323,7 @@ def define_flags(values: flags.FlagValues, _: list[str]) -> None:
         "(default), over which embeddings are averaged",
         flag_values=values,
     )
+    flags.DEFINE_alias("template", "templates", flag_values=values)
     define_checkpoint(values)
     flags.DEFINE_multi_string(
         "images",

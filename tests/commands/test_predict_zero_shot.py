@@ -86,6 +86,15 @@ def test_the_backbone_computes_as_it_is_told(world, tmp_path):
     np.testing.assert_allclose(read_scores(tmp_path / "x.npz").scores, expected, rtol=1e-4, atol=1e-3)
 
 
+def test_template_and_templates_are_one_flag(world, tmp_path):
+    seed = "This is a photo of a {}."
+    given = arguments(world, templates=None, template=seed, rule="cosine", scores=tmp_path / "x.npz")
+    assert main(given) == 0
+    run = mlclip_jax.load_zero_shot("scenes-clip", LABELS, rule="cosine", templates=seed)
+    expected = run.predict(sorted((world / "images").iterdir()))
+    np.testing.assert_allclose(read_scores(tmp_path / "x.npz").scores, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_a_threshold_is_a_score(world, tmp_path):
     given = arguments(world, threshold=1.5, scores=tmp_path / "x.npz", output=tmp_path / "x.jsonl")
     assert main(given) == 0
