@@ -291,7 +291,7 @@ def test_runs_on_different_texts_are_not_compared(world, tmp_path):
     for name, place in (("a", world), ("b", other)):
         train(small_config(place, train__steps=1), tmp_path / name)
     runs = [read_run(tmp_path / name) for name in ("a", "b")]
-    with pytest.raises(InputError, match="were trained on different class embeddings"):
+    with pytest.raises(InputError, match="have different class embeddings"):
         evaluate(runs, read_scored(world, runs))
 
 
