@@ -28,6 +28,7 @@ from mlclip_jax.zero_shot import cosine_scores
 from mlclip_jax.zero_shot.published import published_map
 
 COSINE = "plain cosine"
+LOCAL_BYTES = 2 << 30  # of local features, which are not written again at each call beyond it
 
 
 def compare_rules(
@@ -149,7 +150,7 @@ def _read(config, rules, class_embeddings, backbone, folder):
     given = config.evaluation.embeddings
     if given:
         wanted &= read_embeddings(given, reads=tuple(wanted)).features.keys()
-    elif backbone.local_width != backbone.embedding_width:
+    elif backbone.local_width != backbone.embedding_width or _local_bytes(config, backbone) > LOCAL_BYTES:
         wanted -= {"image_local"}
     return read_images(
         config.evaluation,
@@ -159,6 +160,12 @@ def _read(config, rules, class_embeddings, backbone, folder):
         reads=tuple(sorted(wanted)),
         max_skipped=config.max_skipped,
     )
+
+
+def _local_bytes(config, backbone):
+    images = config.evaluation.images
+    rows, columns = backbone.grid_size
+    return 4 * len(open_images(images)) * rows * columns * backbone.local_width if images else 0
 
 
 def _timed(run: Run, images: Embeddings, source: str | None, max_skipped: float):
@@ -172,7 +179,10 @@ def _timed(run: Run, images: Embeddings, source: str | None, max_skipped: float)
         return decided, 1000 * (time.perf_counter() - begin) / len(images)
     missing = [name for name in run.method.reads if name not in images.features]
     if missing:
-        raise InputError(f"the images have no {missing[0]}, which it reads")
+        raise InputError(
+            f"the images have no {missing[0]}, which it reads; embed them by `mlclip embed "
+            f"--features=image,{missing[0]}`, and give --embeddings"
+        )
     if not run.method.at_once:
         run.decide(images)  # which compiles
     begin = time.perf_counter()

@@ -9,6 +9,7 @@ from mlclip_jax import recipes
 from mlclip_jax.cli import main
 from mlclip_jax.data.scenes import LABELS
 from mlclip_jax.errors import InputError
+from mlclip_jax.experiments import zero_shot_rules
 from mlclip_jax.experiments.zero_shot_rules import compare_rules
 from mlclip_jax.metrics import mean_average_precision
 from mlclip_jax.untrained import load_zero_shot
@@ -86,3 +87,13 @@ def test_what_cannot_be_measured_is_refused(embedded):
     config.backbone = None
     with pytest.raises(InputError, match="this run names no backbone"):
         compare_rules(config, num_samples=20)
+
+
+def test_local_features_of_many_images_are_not_made_on_the_way(monkeypatch):
+    config = config_of("all", "")
+    config.evaluation.embeddings, config.evaluation.images = None, "scenes:test,number=30"
+    config.rules = ("ridge", "local")
+    assert not any(row["left_out"] for row in compare_rules(config, num_samples=20))
+    monkeypatch.setattr(zero_shot_rules, "LOCAL_BYTES", 30 * 64 * 4 * 100)  # of less than their width
+    *_, local = compare_rules(config, num_samples=20)
+    assert local["left_out"].startswith("the images have no image_local, which it reads; embed them by")
