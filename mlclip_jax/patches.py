@@ -40,6 +40,7 @@ from mlclip_jax.zero_shot.patches import attention_affinity, merged, patch_proba
 from mlclip_jax.zero_shot.rules import cosine_scores
 
 Images = Source | Iterable[ImageLike]
+BANK_BYTES = 8 << 30  # of the patches that teach the Gaussian classifier, at most
 Vectors = Float[Array | np.ndarray, "K D"]
 
 
@@ -216,9 +217,15 @@ def learn_gaussians(
     Patches that resemble a word for the background most, where `settings.background`, teach no class.
 
     Raises:
-      InputError: an image cannot be read, or there are too few.
+      InputError: an image cannot be read, there are too few, or there are too many labels.
     """
     classes = jnp.asarray(classes)
+    held = 4 * BANK_SIZE * classes.size
+    if held > BANK_BYTES:
+        raise InputError(
+            f"the Gaussian classifier holds {BANK_SIZE} patches of each label, {held / 2**30:.0f} GiB of "
+            f"{len(classes):,} labels; give fewer labels, or gaussian=False"
+        )
     background = background if settings.background else None
     names = classes if background is None else jnp.concatenate([classes, jnp.asarray(background)])
     collect, mesh = _collecting(backbone, settings.attention), _mesh()
