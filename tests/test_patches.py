@@ -242,7 +242,5 @@ def test_what_cannot_be_scored_is_refused(backbone, images, tmp_path):
 
 def test_too_many_labels_for_gaussians_are_refused_before_an_image_is_read(backbone):
     classes = np.zeros((20_000, 512), np.float32)
-    with pytest.raises(
-        InputError, match=r"holds 512 patches of each label, 20 GiB of 20,000 labels; give"
-    ):
+    with pytest.raises(InputError, match=r"holds 512 patches of each label, 20 GiB of 20,000 labels; give"):
         learn_gaussians(backbone, [], classes, None, PatchSettings(gaussian=True))
