@@ -5,7 +5,6 @@ the one template that it states).
 """
 
 import functools
-import importlib.resources
 import re
 import string
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from mlclip_jax.data.sources import read_lines
 from mlclip_jax.errors import InputError
 from mlclip_jax.options import nearest
 from mlclip_jax.streams import Stream
+from mlclip_jax.texts.shipped import shipped_lines
 
 TEMPLATES = (
     "a photo of {labels}.",
@@ -54,20 +54,14 @@ SINGULAR_NOUNS = frozenset("autobus bus chess fish gas glass lens omnibus sheep 
 CLASS_TEMPLATE = "a photo of {labels}."  # the prompt of plain zero-shot classification
 
 
-@functools.cache
 def imagenet_templates() -> tuple[str, ...]:
     """The 80 templates by which CLIP classifies ImageNet, "a bad photo of a {}." and so on, in order."""
-    return _shipped("imagenet_templates.txt")
+    return shipped_lines("imagenet_templates.txt")
 
 
 def tagclip_templates() -> tuple[str, ...]:
     """The 85 of TagCLIP: CLIP's 80, and five of the kind of "there is a {} in the scene."."""
-    return (*imagenet_templates(), *_shipped("tagclip_templates.txt"))
-
-
-def _shipped(name):
-    file = importlib.resources.files("mlclip_jax.texts") / "data" / name
-    return tuple(file.read_text(encoding="utf-8").splitlines())
+    return (*imagenet_templates(), *shipped_lines("tagclip_templates.txt"))
 
 
 TEMPLATE_SETS = {

@@ -1,8 +1,8 @@
 """A broad vocabulary: what texts have in common is the mean of many of them, not of the labels at hand."""
 
-import functools
-import importlib.resources
 from collections.abc import Sequence
+
+from mlclip_jax.texts.shipped import shipped_lines
 
 
 def everyday_nouns() -> tuple[str, ...]:
@@ -16,7 +16,7 @@ def everyday_nouns() -> tuple[str, ...]:
       >>> classes = embed_names(backbone, label_names, "imagenet")
       >>> scores = cosine_scores(images, centred(classes.vectors, mean_direction(vocabulary.vectors)))
     """
-    return _shipped("vocabulary.txt")
+    return shipped_lines("vocabulary.txt")
 
 
 def background_words(label_names: Sequence[str] = ()) -> tuple[str, ...]:
@@ -30,10 +30,4 @@ def background_words(label_names: Sequence[str] = ()) -> tuple[str, ...]:
         leave out "cloud" and "water".
     """
     labels = {name.replace("_", " ").strip().lower() for name in label_names}
-    return tuple(word for word in _shipped("background_words.txt") if not {word, f"{word}s"} & labels)
-
-
-@functools.cache
-def _shipped(name):
-    file = importlib.resources.files("mlclip_jax.texts") / "data" / name
-    return tuple(file.read_text(encoding="utf-8").splitlines())
+    return tuple(word for word in shipped_lines("background_words.txt") if not {word, f"{word}s"} & labels)
