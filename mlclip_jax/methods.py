@@ -28,6 +28,7 @@ images with them. It is no module then: its class is made by `Class(**settings)`
 See `zero_shot.prompts.ScoresAtOnce`.
 """
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -110,6 +111,7 @@ def find(settings: Mapping | ConfigDict) -> Method:
             f"{made_by.TITLE} has no setting {key!r}{nearest(key, known)}; it has {', '.join(known)}"
         )
     own, at_once = known | given, hasattr(made_by, "decide")
+    once = functools.cache(lambda: made_by(**own))  # it may open files, and holds nothing of a run
     return Method(
         title=made_by.TITLE,
         settings=own,
@@ -119,7 +121,7 @@ def find(settings: Mapping | ConfigDict) -> Method:
         trainable=getattr(made_by, "TRAINABLE", None),
         uses=getattr(made_by, "USES", ""),
         at_once=at_once,
-        make=(lambda *_, **__: made_by(**own))
+        make=(lambda *_, **__: once())
         if at_once
         else lambda class_embeddings, *, rngs: made_by(class_embeddings, **own, rngs=rngs),
     )

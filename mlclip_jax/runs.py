@@ -110,7 +110,7 @@ def untrained_run(config: ConfigDict, class_embeddings: Embeddings, workdir: Pat
         graph, parameters, frozen = split_trainable(module, method.trainable)
     run = Run(workdir, config, class_embeddings, graph, parameters, frozen)
     if method.at_once:
-        method.make().check(run.label_texts)
+        run.method.make().check(run.label_texts)
     return run
 
 

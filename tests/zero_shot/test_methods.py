@@ -237,6 +237,9 @@ def test_a_calibration_belongs_to_what_files_hold(tmp_path):
     assert known("zero_shot_patches", gaussian=True) == (b"", False)
     assert known("zero_shot_patches", gaussian=True, unlabelled="scenes:train,number=2")[1]
     assert known("yes_no") == (b"", True)
+    # Files are opened once for a run, not once for each question that it is asked.
+    method = methods.find({"name": "zero_shot_patches", "unlabelled": "scenes:train,number=2"})
+    assert method.make() is method.make()
 
 
 def test_patches_beside_the_whole_image():
