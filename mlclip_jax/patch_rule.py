@@ -31,19 +31,19 @@ class ZeroShotPatches(ScoresAtOnce):
     def __init__(
         self,
         *,
-        attention: str = "sc_clip",
-        background: bool = True,
-        refine: bool = False,
-        gaussian: bool = False,
-        global_weight: float = 0.1,
-        crops: int = 0,
-        short_side: int = 0,
-        scale: float = 100.0,
-        purified: float = 0.01,
-        temperature: float = 500.0,
-        patch_scale: float = 200.0,
-        global_scale: float = 80.0,
-        batch_size: int = 32,
+        attention: str = PatchSettings.attention,
+        background: bool = PatchSettings.background,
+        refine: bool = PatchSettings.refine,
+        gaussian: bool = PatchSettings.gaussian,
+        global_weight: float = PatchSettings.global_weight,
+        crops: int = PatchSettings.crops,
+        short_side: int = PatchSettings.short_side,
+        scale: float = PatchSettings.scale,
+        purified: float = PatchSettings.purified,
+        temperature: float = PatchSettings.temperature,
+        patch_scale: float = PatchSettings.patch_scale,
+        global_scale: float = PatchSettings.global_scale,
+        batch_size: int = PatchSettings.batch_size,
         unlabelled: str = "",
     ) -> None:
         self.settings = PatchSettings(
@@ -71,7 +71,7 @@ class ZeroShotPatches(ScoresAtOnce):
     def known(self, labels: LabelTexts) -> Iterable[bytes]:
         """See `ScoresAtOnce`."""
         del labels
-        return () if self.unlabelled is None else [name.encode() for name in map(str, self.unlabelled.names)]
+        return () if self.unlabelled is None else [str(name).encode() for name in self.unlabelled.names]
 
     @property
     def scores_alone(self) -> bool:
