@@ -62,44 +62,36 @@ def compare_rules(
     with tempfile.TemporaryDirectory() as folder:
         images = _read(config, rules, class_embeddings, backbone, Path(folder))
         images = images.replace(labels=np.asarray(images.labels))
-        known, decided, left_out = {}, {}, {}
+        scored, left_out = {}, {}
         for rule, own in rules.items():
             try:
                 check_untrained(own)
                 run = untrained_run(own, class_embeddings).with_backbone(backbone)
-                known[rule], decided[rule] = (
-                    run,
-                    _timed(run, images, config.evaluation.images, config.max_skipped),
-                )
+                scored[rule] = run, *_timed(run, images, config.evaluation.images, config.max_skipped)
             except InputError as error:  # such as too many labels for all combinations of them
                 left_out[rule] = str(error)
         cosine = np.asarray(cosine_scores(np.asarray(images.vectors), np.asarray(class_embeddings.vectors)))
-    if not decided:
+    if not scored:
         raise InputError("; ".join(left_out.values()))
     compared = compare(
-        {rule: made.scores for rule, (made, _) in decided.items()},
+        {rule: decided.scores for rule, (_, decided, _) in scored.items()},
         images.labels,
         cosine=cosine,
         num_samples=num_samples,
         protocol=protocol,
         scorings=("raw",),
     )
-    rows = [
-        {
-            "rule": rule,
-            "uses": known[rule].method.uses if rule in known else "names",
-            **{key: row[key] for key in ("mAP", "lower", "upper", "over_cosine")},
-            "published_mAP": _published(decided.get(rule), images.labels),
-            "ms_an_image": decided[rule][1] if rule in decided else None,
-            "left_out": "",
-        }
-        for row, rule in zip(compared, [COSINE, *decided])
-    ]
+    plain, *of_rules = compared
+    rows = [_row(COSINE, "names", plain)]
+    for row, (rule, (run, decided, milliseconds)) in zip(of_rules, scored.items()):
+        labels = decided.labels
+        published = None if labels is None else 100 * published_map(labels, images.labels)
+        rows.append(_row(rule, run.method.uses, row, published, milliseconds))
     rows += [dict.fromkeys(rows[0]) | {"rule": rule, "left_out": why} for rule, why in left_out.items()]
     if output and is_first():
         write_rows(output, [_flat(row) for row in rows])
     if report is not None:
-        described = describe_protocol([next(iter(known.values()))], images, num_samples, protocol)
+        described = describe_protocol([next(iter(scored.values()))[0]], images, num_samples, protocol)
         report(describe_rules(described, rows))
     return rows
 
@@ -170,10 +162,10 @@ def _local_bytes(config, backbone):
 
 def _timed(run: Run, images: Embeddings, source: str | None, max_skipped: float):
     """What a run makes of images, and milliseconds for each."""
-    begin = time.perf_counter()
     if PIXELS in run.method.reads:
         if not source:
             raise InputError("it reads images, and these are embeddings")
+        begin = time.perf_counter()
         opened = open_images(source)  # it skips what was skipped when the others were embedded
         _, decided = run.score_source(opened, Skipped(opened.names, None, max_skipped))
         return decided, 1000 * (time.perf_counter() - begin) / len(images)
@@ -190,9 +182,15 @@ def _timed(run: Run, images: Embeddings, source: str | None, max_skipped: float)
     return decided, 1000 * (time.perf_counter() - begin) / len(images)
 
 
-def _published(of_rule, labels):
-    decided = of_rule and of_rule[0].labels
-    return None if decided is None else 100 * published_map(decided, labels)
+def _row(rule, uses, compared, published=None, milliseconds=None):
+    return {
+        "rule": rule,
+        "uses": uses,
+        **{key: compared[key] for key in ("mAP", "lower", "upper", "over_cosine")},
+        "published_mAP": published,
+        "ms_an_image": milliseconds,
+        "left_out": "",
+    }
 
 
 def _number(value, digits):
